@@ -1,0 +1,44 @@
+"""Work that must respect limits: a chain of small policies decides when each task starts."""
+
+from async_task_manager.errors import (
+    DeadlineExceeded,
+    InvalidState,
+    InvalidType,
+    InvalidValue,
+    ManagerClosed,
+    MissingExtra,
+    NotRunning,
+    QueueTimeout,
+    StrategyError,
+    StrategyInUse,
+    TaskManagerError,
+    TaskRejected,
+    TaskTimeout,
+    TaskTooLarge,
+    UnknownProvider,
+)
+from async_task_manager.manager import TaskManager
+from async_task_manager.strategies.chain import Chain
+from async_task_manager.task import Task, current_task
+
+__all__ = [
+    "Chain",
+    "DeadlineExceeded",
+    "InvalidState",
+    "InvalidType",
+    "InvalidValue",
+    "ManagerClosed",
+    "MissingExtra",
+    "NotRunning",
+    "QueueTimeout",
+    "StrategyError",
+    "StrategyInUse",
+    "Task",
+    "TaskManager",
+    "TaskManagerError",
+    "TaskRejected",
+    "TaskTimeout",
+    "TaskTooLarge",
+    "UnknownProvider",
+    "current_task",
+]

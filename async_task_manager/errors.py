@@ -1,0 +1,118 @@
+"""Every error that this library raises of its own accord.
+
+    TaskManagerError
+    ├── InvalidValue (ValueError)         a parameter or a piece of metadata is out of range
+    │   ├── TaskTooLarge                  no wait could ever admit this cost
+    │   └── UnknownProvider               pinned to a provider that the router doesn't have
+    ├── InvalidType (TypeError)           a parameter or a piece of metadata has the wrong type
+    ├── InvalidState (RuntimeError)       refused because of what has happened before
+    │   ├── NotRunning                    needs a manager that was started
+    │   ├── ManagerClosed                 the manager takes no more tasks
+    │   └── StrategyInUse                 a strategy belongs to one chain, a chain to one manager
+    ├── StrategyError (RuntimeError)      a strategy raised, or broke the contract; carries its name
+    ├── TaskRejected                      a strategy refused the task for good; carries ``until``
+    ├── QueueTimeout (TimeoutError)       not started within ``queue_timeout``
+    ├── DeadlineExceeded (TimeoutError)   not finished by ``deadline``
+    ├── TaskTimeout (TimeoutError)        ran longer than ``run_timeout``
+    └── MissingExtra (ImportError)        an optional dependency isn't installed; says what to
+    install
+
+What the work itself raises reaches whoever waits unchanged; it never becomes one of these.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "DeadlineExceeded",
+    "InvalidState",
+    "InvalidType",
+    "InvalidValue",
+    "ManagerClosed",
+    "MissingExtra",
+    "NotRunning",
+    "QueueTimeout",
+    "StrategyError",
+    "StrategyInUse",
+    "TaskManagerError",
+    "TaskRejected",
+    "TaskTimeout",
+    "TaskTooLarge",
+    "UnknownProvider",
+]
+
+
+class TaskManagerError(Exception):
+    """The root of the tree above."""
+
+
+class InvalidValue(TaskManagerError, ValueError):
+    """A value is out of range; the message names the thing, the value and the range."""
+
+
+class TaskTooLarge(InvalidValue):
+    """The task costs more than a limit can ever hold, so that waiting would never end."""
+
+
+class UnknownProvider(InvalidValue):
+    """The task is pinned to a provider that the router doesn't have."""
+
+
+class InvalidType(TaskManagerError, TypeError):
+    """A value has the wrong type; the message names the thing, the value and what is expected."""
+
+
+class InvalidState(TaskManagerError, RuntimeError):
+    """The call makes no sense in the present state; the message says which call would."""
+
+
+class NotRunning(InvalidState):
+    """The call waits for work to be done, and the manager was never started."""
+
+
+class ManagerClosed(InvalidState):
+    """The manager was closed and takes no more tasks."""
+
+
+class StrategyInUse(InvalidState):
+    """The strategy belongs to another chain, or the chain to another manager.
+
+    A limit that two managers counted apart would hold for neither.
+    """
+
+
+class StrategyError(TaskManagerError, RuntimeError):
+    """A strategy raised or broke the contract; the cause is chained, the strategy named."""
+
+
+class TaskRejected(TaskManagerError):
+    """A strategy refused the task for good.
+
+    Raised by ``ready_at`` of a limit that fails fast. In a router's branch it only closes
+    that branch until ``until`` (chain time in seconds; None: until something changes).
+    """
+
+    def __init__(self, message: str = "the task was rejected", until: float | None = None) -> None:
+        super().__init__(message)
+        self.until = until
+
+
+class QueueTimeout(TaskManagerError, TimeoutError):
+    """The task did not start within its ``queue_timeout``, or before a hold's ``not_after``."""
+
+
+class DeadlineExceeded(TaskManagerError, TimeoutError):
+    """The task's deadline passed before it was done; queued, it never ran; running, it was
+    cancelled.
+    """
+
+
+class TaskTimeout(TaskManagerError, TimeoutError):
+    """The task ran longer than its ``run_timeout`` and was cancelled."""
+
+
+class MissingExtra(TaskManagerError, ImportError):
+    """An optional dependency is missing; the message is the command that installs it."""
+
+    def __init__(self, extra: str, missing: str) -> None:
+        super().__init__(f"{missing} is missing: pip install 'async-task-manager[{extra}]'")
+        self.extra = extra

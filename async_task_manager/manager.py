@@ -1,0 +1,801 @@
+"""TaskManager: the only place that owns the clock, the loop and the running tasks.
+
+It does what its chain decides. Between an add, a completion, a cancel, a live change and the
+instant that the chain names, it sleeps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import threading
+import time
+from asyncio import _get_running_loop
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
+from math import inf
+from types import CoroutineType, TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from async_task_manager._validate import number, optional
+from async_task_manager.errors import (
+    DeadlineExceeded,
+    InvalidState,
+    InvalidType,
+    ManagerClosed,
+    NotRunning,
+    StrategyError,
+    TaskTimeout,
+)
+from async_task_manager.strategies.base import BaseStrategy, WallTime
+from async_task_manager.strategies.chain import Chain, outcome_of
+from async_task_manager.strategies.time_based import instant_of
+from async_task_manager.task import (
+    Options,
+    Outcome,
+    Run,
+    Task,
+    TaskState,
+    Work,
+    discard,
+    execute,
+)
+
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+    from typing import Self
+
+    from async_task_manager.strategies._foreign import ForeignStage
+
+__all__ = ["Stats", "TaskManager"]
+
+logger = logging.getLogger("async_task_manager")
+
+T = TypeVar("T")
+
+STARTS_PER_TURN = 64
+"""Tasks started in one turn of the loop. More would delay their first instructions, and other
+timers.
+"""
+
+WALL_CHECK = 1.0
+"""Seconds between looks at the wall clock, while something waits for a wall time."""
+
+WALL_TOLERANCE = 0.001
+"""Seconds by which wall and loop time may drift apart before that counts as a step."""
+
+STUBBORN = 3
+"""Cancels that a task is given before `stop` leaves it behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What a manager has to do, does and has done."""
+
+    queued: int
+    running: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    expired: int
+    rejected: int
+    usage: dict[str, Any] = field(default_factory=dict)
+    """Per limit its `Usage`; for a router, per branch."""
+
+
+class TaskManager:
+    """Starts every task at the earliest instant at which its strategy allows it, and brings it to
+    an outcome.
+
+    Args:
+        strategy: A strategy, or a `Chain` of several. A strategy belongs to one manager.
+        poll_interval: Seconds between questions to custom strategies that have to be polled and
+            name no interval of their own. The built-in strategies are never polled.
+
+    ``async with TaskManager(...) as manager`` starts it, and on leaving waits until everything is
+    done. By hand: ``run()``, or ``idle()`` and later ``stop()``.
+
+    Raises:
+        InvalidValue, InvalidType: ``poll_interval`` is not a finite number above 0, or ``strategy``
+        is none.
+        StrategyInUse: the strategy belongs to another chain or manager.
+    """
+
+    def __init__(self, strategy: BaseStrategy, poll_interval: float = 0.01) -> None:
+        self._poll_interval = number("poll_interval", poll_interval, above=0)
+        self._chain = Chain.of(strategy)
+        self._chain.hosted_by(self)
+        self.epoch = 0.0
+        """Epoch seconds at chain time 0."""
+
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
+        self._read: Callable[[], float] = time.monotonic  # the loop's clock
+        self._zero = 0.0  # its reading at chain time 0
+        self._now = 0.0
+        self._offset = 0.0
+
+        self._stamps = self._chain.stamps
+        self._polls = self._chain.foreign is not None
+
+        self._started = False  # ever
+        self._going = False  # between idle() or run() and stop()
+        self._paused = False
+        self._closed = False
+        self._broken: StrategyError | None = None
+        self._runner: asyncio.Future[None] | None = None
+
+        self._pumping = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = inf
+        self._wall_timer: asyncio.TimerHandle | None = None
+        self._running: dict[Task[Any], None] = {}
+        self._chores: set[asyncio.Task[None]] = set()  # questions to foreign stages, hooks
+        self._asked: set[ForeignStage] = set()
+        self._watchers: list[asyncio.Future[None]] = []  # who waits for tasks to end
+        self._ends: dict[TaskState, int] = dict.fromkeys(
+            ("succeeded", "failed", "cancelled", "expired", "rejected"), 0
+        )
+        self._context: Context | None = None
+        self._coroutines: set[int] = set()
+
+    # ---- tasks in ---------------------------------------------------------------------------
+
+    def add_task(
+        self,
+        work: Work[T] | Task[T],
+        metadata: dict[str, Any] | None = None,
+        *,
+        name: str | None = None,
+        queue_timeout: float | None = None,
+        run_timeout: float | None = None,
+        deadline: float | datetime | timedelta | None = None,
+    ) -> Task[T]:
+        """Queues work, and gives the Task whose outcome can be awaited.
+
+        Args:
+            work: An awaitable, a callable without arguments that returns one, or a Task made by
+            hand.
+            metadata: What the strategies read. What it says now counts.
+            name: For people and logs.
+            queue_timeout: Seconds within which it must start, or it ends with `QueueTimeout`.
+            run_timeout: Seconds that one attempt may run, or it is cancelled and ends with
+            `TaskTimeout`.
+            deadline: When it must be done: epoch seconds, a datetime, or a timedelta from now. Past
+            it,
+                the task is not started, or is cancelled, and ends with `DeadlineExceeded`.
+
+        Raises:
+            InvalidType, InvalidValue: bad work or metadata, whatever the strategies have against
+            it.
+            TaskTooLarge: it costs more than a limit can ever hold.
+            InvalidState: the coroutine was used or added already; another thread than the loop's
+                calls (use `add_task_threadsafe`); the loop is closed.
+            ManagerClosed: the manager was closed.
+        A coroutine that is refused is closed.
+        """
+        try:
+            if self._closed or (self._going and _get_running_loop() is not self._loop):
+                self._check_caller()
+            if isinstance(work, Task):
+                task = work
+            else:
+                if type(work) is CoroutineType and id(work) in self._coroutines:
+                    raise InvalidState(f"the coroutine {work!r} was added already; pass a new one")
+                task = Task(work, metadata)
+            now = self._clock()
+            if not (name is None and queue_timeout is run_timeout is deadline is None):
+                task._options = self._options(name, queue_timeout, run_timeout, deadline, now)
+        except BaseException:
+            if not (type(work) is CoroutineType and id(work) in self._coroutines):
+                discard(work)
+            raise
+        context = copy_context()
+        if context == self._context:
+            task._context = self._context  # the same values: one snapshot serves all
+        else:
+            task._context = self._context = context
+        if self._broken is not None:
+            task._state = "rejected"
+            self._conclude(task, "rejected", self._broken)
+            return task
+        try:
+            self._chain.add(task, now)
+        except BaseException:
+            discard(task._work)
+            raise
+        if type(work) is CoroutineType:
+            self._coroutines.add(id(work))
+        if self._going and not self._pumping and self._chain.next_wake(now) < self._timer_at:
+            self.wake()
+        return task
+
+    def add_task_threadsafe(
+        self, work: Work[T], metadata: dict[str, Any] | None = None, **options: Any
+    ) -> concurrent.futures.Future[T]:
+        """`add_task` from another thread; gives a future of the result, which can also be
+        cancelled.
+
+        What `add_task` would raise is the future's exception.
+
+        Raises:
+            NotRunning: the manager was never started, so that it has no loop.
+        """
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            discard(work)
+            raise NotRunning("add_task_threadsafe needs a started manager: await idle() first")
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def add() -> None:
+            try:
+                task = self.add_task(work, metadata, **options)
+            except BaseException as error:
+                future.set_exception(error)
+                return
+            task.add_done_callback(lambda done: _copy(done, future))
+            future.add_done_callback(
+                lambda done: done.cancelled() and loop.call_soon_threadsafe(task.cancel)
+            )
+
+        loop.call_soon_threadsafe(add)
+        return future
+
+    def _check_caller(self) -> None:
+        if self._closed:
+            raise ManagerClosed("the manager was closed and takes no more tasks")
+        loop = self._loop
+        if loop is not None and loop.is_closed():
+            raise InvalidState(
+                "the loop in which the manager ran is closed; start it again with idle()"
+            )
+        if threading.get_ident() != self._thread:
+            raise InvalidState("called from another thread: use add_task_threadsafe")
+
+    def _options(
+        self,
+        name: str | None,
+        queue_timeout: float | None,
+        run_timeout: float | None,
+        deadline: Any,
+        now: float,
+    ) -> Options:
+        if name is not None and not isinstance(name, str):
+            raise InvalidType(f"name must be a str, not {name!r}")
+        optional(number, "queue_timeout", queue_timeout, above=0)
+        optional(number, "run_timeout", run_timeout, above=0)
+        until = None if deadline is None else instant_of("deadline", deadline, now)
+        return Options(name, queue_timeout, run_timeout, until)
+
+    # ---- life -------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Runs until `stop`, which may come from anywhere.
+
+        Cancelled, it cancels what runs, waits for its end, and is cancelled; the queue stays.
+
+        Raises:
+            StrategyError: a strategy raised or broke the contract.
+            InvalidState: it runs already, or in another loop; ManagerClosed.
+        """
+        if self._runner is not None:
+            raise InvalidState("run() is under way already; one is enough")
+        self._start_going()
+        assert self._loop is not None
+        self._runner = self._loop.create_future()
+        try:
+            await self._runner
+        except asyncio.CancelledError:
+            await self.stop(grace=0)
+            raise
+        finally:
+            self._runner = None
+        if self._broken is not None:
+            raise self._broken
+
+    async def idle(self) -> None:
+        """Starts working in the background, and returns at once. Twice is as good as once."""
+        self._start_going()
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Starts nothing more, and waits for what runs; the queue stays for the next start.
+
+        Args:
+            grace: Seconds after which what still runs is cancelled; None: it may take its time.
+                A task that goes on after three cancels is left behind, with an error in the log.
+
+        Called by one of the tasks, it doesn't wait for that one.
+        """
+        optional(number, "grace", grace, at_least=0)
+        self._going = False
+        self._disarm()
+        if self._loop is not None and self._loop is asyncio.get_running_loop():
+            await self._finish_running(grace)
+        if not self._going and self._runner is not None and not self._runner.done():
+            self._runner.set_result(None)
+
+    async def close(self, grace: float | None = None) -> None:
+        """`stop`, and cancels what is queued. The manager takes no more tasks."""
+        self._closed = True
+        await self.stop(grace)
+        for task in self._chain.tasks():
+            task.cancel()
+        self._look_around()
+
+    async def join(self) -> None:
+        """Waits until nothing is queued or running.
+
+        Raises:
+            NotRunning: the manager was never started.
+            StrategyError: a strategy raised or broke the contract.
+        """
+        if not self._started:
+            raise NotRunning("join() waits for work to be done: start the manager with idle()")
+        me = self._own_task()
+        while self._chain.queued or self._running.keys() - me:
+            if self._broken is not None:
+                break
+            await self._change()
+        if self._broken is not None:
+            raise self._broken
+
+    def pause(self) -> None:
+        """Starts nothing more until `resume`; what runs goes on, and tasks can be added."""
+        self._paused = True
+        self._disarm()
+
+    def resume(self) -> None:
+        """Ends a `pause`."""
+        self._paused = False
+        self.wake()
+
+    async def __aenter__(self) -> Self:
+        await self.idle()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            await self.close(grace=0)
+            return
+        try:
+            await self.join()
+        except BaseException:
+            await self.close(grace=0)
+            raise
+        await self.stop()
+
+    def stats(self) -> Stats:
+        """Counts by outcome, and how much of each limit is in use."""
+        return Stats(
+            queued=self._chain.queued,
+            running=len(self._running),
+            usage=self._chain.usage(self._clock()),
+            **self._ends,
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"<TaskManager {self._chain!r}: {self._chain.queued} queued, "
+            f"{len(self._running)} running>"
+        )
+
+    def __del__(self) -> None:
+        # Nobody can await what is queued here any more; Python must not complain that nobody did.
+        if hasattr(self, "_ends"):
+            for task in self._chain.tasks():
+                discard(task._work)
+
+    # ---- the loop, and time -----------------------------------------------------------------
+
+    def _start_going(self) -> None:
+        if self._closed:
+            raise ManagerClosed("the manager was closed; make a new one")
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._bind(loop)
+        self._broken = None
+        self._going = self._started = True
+        self._check_wall()
+        self.wake()
+
+    def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        old = self._loop
+        if old is not None and not old.is_closed() and (self._going or self._running):
+            raise InvalidState("the manager runs in another loop: stop it there first")
+        reading = loop.time()
+        if old is None or reading - self._zero < self._now:
+            # The first start, or a loop whose clock starts anew: chain time goes on from where it
+            # was.
+            self._zero = reading - self._now
+        self._loop = loop
+        # A call less for what is read three times per task.
+        plain = type(loop).time is asyncio.BaseEventLoop.time
+        self._read = time.monotonic if plain else loop.time
+        self._thread = threading.get_ident()
+        self._pumping = False
+        self._disarm()
+        self._chores.clear()
+        self._asked.clear()
+        for task in tuple(self._running):  # their loop was closed over their heads
+            self.ended(task, "cancelled", None)
+        if not self._started:
+            self.epoch = self._wall() - self._clock()
+
+    def _clock(self) -> float:
+        """Chain time: never goes back."""
+        if self._loop is None:
+            return 0.0
+        now = self._read() - self._zero
+        if now > self._now:
+            self._now = now
+            return now
+        return self._now
+
+    time = _clock
+
+    def _wall(self) -> float:
+        """Epoch seconds; a loop with a time of its own may bring its own."""
+        wall_time: Callable[[], float] = getattr(self._loop, "wall_time", time.time)
+        return wall_time()
+
+    def _check_wall(self) -> None:
+        """Looks whether the wall clock was stepped, or the machine suspended."""
+        now = self._clock()
+        offset = self._wall() - now
+        if abs(offset - self._offset) > WALL_TOLERANCE:
+            self._offset = offset
+            self._chain.set_wall_offset(offset, now)
+        self._wall_timer = None
+
+    def wake(self) -> None:
+        """Has the chain asked in the next turn of the loop."""
+        if not self._pumping and self._going and not self._paused:
+            assert self._loop is not None
+            if not self._loop.is_closed():
+                self._pumping = True
+                self._loop.call_soon(self._pump)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._wall_timer is not None:
+            self._wall_timer.cancel()
+            self._wall_timer = None
+        self._timer_at = inf
+
+    def _arm(self, wake: float) -> None:
+        """Sleeps until the instant that the chain named."""
+        if wake == self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_at = wake
+        if wake < inf:
+            assert self._loop is not None
+            self._timer = self._loop.call_at(wake + self._zero, self._ring)
+
+    def _ring(self) -> None:
+        # The loop's clock may round to just before the instant; the instant has come all the same.
+        self._now = max(self._now, self._timer_at)
+        self._timer = None
+        self._timer_at = inf
+        if not self._pumping:
+            self._pump()
+
+    # ---- the pump ---------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Starts what the chain gives, a few at a time, and sleeps until it may give more."""
+        self._pumping = False
+        if not self._going or self._paused:
+            return
+        chain = self._chain
+        now = self._clock()
+        loop = self._loop
+        assert loop is not None
+        ours = loop.get_task_factory() is None
+        try:
+            for _ in range(STARTS_PER_TURN):
+                task = chain.pull(now)
+                if task is None:
+                    break
+                self._running[task] = None
+                if ours and task._options is None:
+                    driver = Driver(
+                        execute(task, self),
+                        loop=loop,
+                        name="",
+                        context=task._context.copy(),  # type: ignore[union-attr]  # set by add_task
+                    )
+                    driver.handle = task
+                    task._run.driver = driver  # type: ignore[union-attr]  # it was handed out
+                else:
+                    self._launch(task, loop, ours)
+            wake = chain.next_wake(now)
+        except StrategyError as error:
+            self._break(error)
+            return
+        if chain.out:
+            self._sweep()
+        if wake <= now:
+            self._arm(inf)
+            self.wake()
+        else:
+            self._arm(wake)
+        if self._polls:
+            for stage in tuple(chain.asking()):
+                if stage not in self._asked:
+                    self._asked.add(stage)
+                    self._chore(self._ask(stage))
+        if self._wall_timer is None and chain.watches_wall_time:
+            assert self._loop is not None
+            self._wall_timer = self._loop.call_later(WALL_CHECK, self._watch_wall)
+
+    def _watch_wall(self) -> None:
+        self._check_wall()
+        self.wake()
+
+    def _launch(self, task: Task[Any], loop: asyncio.AbstractEventLoop, ours: bool) -> None:
+        """Starts a task that has time limits, or under a task factory that isn't ours."""
+        run, context = task._run, task._context
+        assert run is not None
+        assert context is not None
+        if ours:
+            driver = Driver(execute(task, self), loop=loop, name="", context=context.copy())
+            driver.handle = task
+            run.driver = driver
+        else:
+            # Not ours, and perhaps eager: it may be over before it is handed out.
+            foreign = context.run(loop.create_task, execute(task, self))
+            if not foreign.done():
+                run.driver = foreign
+                foreign.add_done_callback(lambda _: self._never_began(task, foreign))
+        options = task._options
+        if options is not None and task in self._running:
+            self._limit_run(task, options)
+
+    def _limit_run(self, task: Task[Any], options: Options) -> None:
+        now = self._clock()
+        error: Exception | None = None
+        until = inf
+        if options.run_timeout is not None:
+            until = now + options.run_timeout
+            error = TaskTimeout(f"{task!r} ran longer than its {options.run_timeout} s")
+        if options.deadline is not None:
+            deadline = options.deadline
+            if isinstance(deadline, WallTime):
+                deadline -= self._offset
+            if deadline < until:
+                until, error = deadline, DeadlineExceeded(f"{task!r} was not done in time")
+        if error is not None:
+            assert self._loop is not None
+            options.timer = self._loop.call_at(until + self._zero, self._expire, task, error)
+
+    def _expire(self, task: Task[Any], error: Exception) -> None:
+        if task._driver is not None and task._options is not None:
+            task._options.expired = error
+            task._driver.cancel()
+
+    def _never_began(self, task: Task[Any], driver: asyncio.Task[None]) -> None:
+        """A driver that was cancelled before its first step runs nothing: the accounts are kept
+        here.
+        """
+        run = task._run
+        if run is not None and run.driver is driver and run.started is None:
+            self.ended(task, "cancelled", None)
+
+    def begun(self, task: Task[Any]) -> None:
+        """The work's first instruction: windows stamp themselves here."""
+        now = self._read() - self._zero
+        if now < self._now:
+            now = self._now
+        task._run.started = self._now = now  # type: ignore[union-attr]  # it was handed out
+        if self._coroutines:
+            self._coroutines.discard(id(task._work))
+        if self._stamps:
+            try:
+                if self._chain.begun(task, now):
+                    self.wake()
+            except Exception as error:
+                self._break(self._chain.blame(error))
+
+    def ended(self, task: Task[Any], kind: TaskState, value: Any) -> None:
+        """An attempt is over: permits go back, waiters are told, or it is queued again."""
+        run: Run = task._run  # type: ignore[assignment]  # it was handed out
+        del self._running[task]
+        now = self._read() - self._zero
+        if now < self._now:
+            now = self._now
+        run.finished = self._now = now
+        if task._options is not None:
+            kind, value = self._unlimit(task._options, kind, value)
+        again = False
+        try:
+            if kind == "succeeded":
+                outcome = Outcome("success", run.started, now, None, run.actual)
+            else:
+                outcome = outcome_of(kind, value, run.started, now, run.actual)
+            again = self._chain.finish(task, outcome, now)
+        except Exception as error:
+            self._break(self._chain.blame(error))
+        if again:
+            run.driver = None
+        else:
+            self._conclude(task, kind, value)
+        if self._polls and not self._loop.is_closed():  # type: ignore[union-attr]  # it ran
+            self._chore(self._tell_done())
+        if not self._pumping:
+            self.wake()
+
+    @staticmethod
+    def _unlimit(options: Options, kind: TaskState, value: Any) -> tuple[TaskState, Any]:
+        """The time limits of this attempt are off; one that struck decides the outcome."""
+        if options.timer is not None:
+            options.timer.cancel()
+            options.timer = None
+        expired, options.expired = options.expired, None
+        if kind == "cancelled" and expired is not None:
+            return "failed", expired
+        return kind, value
+
+    def _conclude(self, task: Task[Any], state: TaskState, value: Any) -> None:
+        """The outcome is final."""
+        if self._coroutines:
+            self._coroutines.discard(id(task._work))
+        self._ends[state] += 1
+        if task._run is None:
+            task._progress().finished = self._clock()
+        task._end(state, value)
+        if self._watchers and len(self._running) <= 1:
+            # Whoever waits for all to end may be the last one's own work; before, none need look.
+            self._look_around()
+
+    def cancel(self, task: Task[Any]) -> bool:
+        """Cancels one task, queued or running; False if it has ended."""
+        if task._state == "queued":
+            self._chain.cancel(task, self._clock())
+            self._conclude(task, "cancelled", None)
+            self.wake()
+            return True
+        driver = task._driver
+        return driver is not None and driver.cancel()
+
+    def settle(self, task: Task[Any], actual: Any) -> None:
+        """The actual cost of a running task is known."""
+        self._chain.settle(task, actual, self._clock())
+        self.wake()
+
+    def _sweep(self) -> None:
+        """Tasks that the chain gave up on get their outcome."""
+        while self._chain.out:
+            task, error = self._chain.out.popleft()
+            self._conclude(task, task._state, error)
+
+    # ---- when a strategy fails --------------------------------------------------------------
+
+    def _break(self, error: StrategyError) -> None:
+        """Nothing more is started; what has not started gets the error."""
+        logger.error("%s; nothing more is started", error, exc_info=error)
+        self._broken = error
+        self._going = False
+        self._disarm()
+        for task in self._chain.clear(self._clock()):
+            self._conclude(task, "rejected", error)
+        self._sweep()
+        if self._runner is not None and not self._runner.done():
+            self._runner.set_result(None)
+        self._look_around()
+
+    # ---- custom strategies that are polled --------------------------------------------------
+
+    def _chore(self, work: Coroutine[Any, Any, None]) -> None:
+        assert self._loop is not None
+        chore = self._loop.create_task(work)
+        self._chores.add(chore)
+        chore.add_done_callback(self._chores.discard)
+
+    async def _ask(self, stage: ForeignStage) -> None:
+        try:
+            interval = await stage.strategy.get_sleep_interval()
+            stage.answer(interval, self._clock(), self._poll_interval)
+        except Exception as error:
+            self._break(self._chain.blame(error, stage.strategy))
+            return
+        finally:
+            self._asked.discard(stage)
+        self.wake()
+
+    async def _tell_done(self) -> None:
+        for strategy in self._chain.foreigners():
+            try:
+                await strategy.on_task_done()
+            except Exception as error:
+                self._break(self._chain.blame(error, strategy))
+                return
+
+    # ---- waiting for ends -------------------------------------------------------------------
+
+    async def _change(self) -> None:
+        """Waits until a task ends, or everything breaks."""
+        future = asyncio.get_running_loop().create_future()
+        self._watchers.append(future)
+        try:
+            await future
+        finally:
+            if future in self._watchers:
+                self._watchers.remove(future)
+
+    def _look_around(self) -> None:
+        watchers, self._watchers = self._watchers, []
+        for future in watchers:
+            if not future.done():
+                future.set_result(None)
+
+    def _own_task(self) -> set[Task[Any]]:
+        """The task that calls, if it is one of ours: nobody can wait for himself."""
+        here = asyncio.current_task()
+        return {task for task in self._running if task._driver is here}
+
+    async def _finish_running(self, grace: float | None) -> None:
+        me = self._own_task()
+        cancels = 0
+        try:
+            while rest := self._running.keys() - me:
+                if grace is None:
+                    await self._change()
+                    continue
+                try:
+                    async with asyncio.timeout(grace if cancels == 0 else max(grace, 0.1)):
+                        while self._running.keys() - me:
+                            await self._change()
+                except TimeoutError:
+                    rest = self._running.keys() - me
+                    if cancels == STUBBORN:
+                        logger.error("left behind, after %d cancels: %s", cancels, list(rest))
+                        break
+                    cancels += 1
+                    for task in rest:
+                        if task._driver is not None:
+                            task._driver.cancel()
+        finally:
+            for chore in tuple(self._chores):
+                chore.cancel()
+
+
+class Driver(asyncio.Task[None]):
+    """The asyncio.Task that runs one attempt."""
+
+    __slots__ = ("handle",)
+    handle: Task[Any]
+
+    def get_name(self) -> str:
+        """The task's name: made only if somebody asks."""
+        return self.handle.name
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancelled before its first step, a coroutine never runs: someone else must notice then."""
+        run = self.handle._run
+        if run is not None and run.started is None:
+            host = self.handle._host()
+            if isinstance(host, TaskManager):
+                self.add_done_callback(lambda _: host._never_began(self.handle, self))
+        return super().cancel(msg)
+
+
+def _copy(task: Task[T], future: concurrent.futures.Future[T]) -> None:
+    """The outcome of a task becomes that of a thread's future."""
+    if future.cancelled() or not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(task.result())
+    except BaseException as error:
+        future.set_exception(error)

@@ -1,0 +1,54 @@
+"""Strategies: small policies that are composed in a chain; one file each."""
+
+from async_task_manager.strategies.base import (
+    ALL,
+    BaseStrategy,
+    Branch,
+    Feedback,
+    GroupOrder,
+    Hold,
+    Limit,
+    Order,
+    RetryAt,
+    Role,
+    Router,
+    Source,
+    Usage,
+    WallTime,
+)
+from async_task_manager.strategies.chain import Chain
+from async_task_manager.strategies.concurrent_limit import ConcurrentLimitStrategy
+from async_task_manager.strategies.delayed import DelayedStrategy
+from async_task_manager.strategies.fixed_window import FixedWindowStrategy
+from async_task_manager.strategies.priority_queue import PriorityQueueStrategy
+from async_task_manager.strategies.provider_router import Provider, ProviderRouterStrategy
+from async_task_manager.strategies.sliding_window import SlidingWindowStrategy
+from async_task_manager.strategies.time_based import TimeBasedStrategy
+from async_task_manager.strategies.token_bucket import TokenBucketStrategy
+
+__all__ = [
+    "ALL",
+    "BaseStrategy",
+    "Branch",
+    "Chain",
+    "ConcurrentLimitStrategy",
+    "DelayedStrategy",
+    "Feedback",
+    "FixedWindowStrategy",
+    "GroupOrder",
+    "Hold",
+    "Limit",
+    "Order",
+    "PriorityQueueStrategy",
+    "Provider",
+    "ProviderRouterStrategy",
+    "RetryAt",
+    "Role",
+    "Router",
+    "SlidingWindowStrategy",
+    "Source",
+    "TimeBasedStrategy",
+    "TokenBucketStrategy",
+    "Usage",
+    "WallTime",
+]

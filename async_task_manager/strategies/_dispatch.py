@@ -1,0 +1,711 @@
+"""Which queued task starts now: the machine of lanes and nodes inside a chain.
+
+The rule, as a naive reading would have it: go through the heads of all lanes, best first; ask each
+limit in chain order; the first that refuses a head, or where a better lane waits already, is where
+that lane is parked, and it stays parked there until that very node opens for it. What no limit
+refuses starts. The machine below does the same while it looks only at lanes for which something
+may have changed: a parked lane costs nothing until its node opens, and a node looks at its first
+lane only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator
+from heapq import heappop, heappush
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from async_task_manager.errors import (
+    StrategyError,
+    TaskManagerError,
+    TaskRejected,
+    TaskTooLarge,
+)
+from async_task_manager.strategies._calendar import Calendar
+from async_task_manager.strategies._lanes import Lane, Node
+from async_task_manager.strategies.base import ALL, Branch, GroupOrder, Limit, Router
+
+if TYPE_CHECKING:
+    from async_task_manager.strategies.chain import Chain
+    from async_task_manager.task import Outcome, Task
+
+__all__ = ["Dispatch", "Gate", "RouterGate"]
+
+MAX_MOVES = 256
+"""Lanes looked at in one pull: 100,000 of them behind one limit must not stall the loop."""
+
+PATIENCE = 4
+"""Moves between nodes after which a lane holds its place at those it leaves. Without that, a task
+that needs two contended keys starves: whenever one is free, the other has just been taken."""
+
+
+class Gate:
+    """One limit of the chain, or of a branch, with the nodes at which lanes wait for it."""
+
+    __slots__ = ("branch", "index", "inner", "limit", "nodes")
+
+    def __init__(
+        self, limit: Limit, index: int, branch: Branch | None = None, inner: int = 0
+    ) -> None:
+        self.limit = limit
+        self.index = index
+        self.branch = branch
+        self.inner = inner
+        self.nodes: dict[Hashable, Node] = {}
+
+    def plan(self, task: Task[Any]) -> tuple[Hashable, Any]:
+        """The task's key and cost, once and for all; raises where it can never pass."""
+        limit = self.limit
+        key, cost = limit.key_of(task), limit.cost_of(task)
+        limit.check(key, cost)
+        return key, cost
+
+    def ready_at(self, lane: Lane, task: Task[Any], now: float) -> float:
+        """The limit's answer for the head of a lane."""
+        key, cost = lane.keys[self.index], task._costs[self.index]
+        if self.branch is not None:
+            key, cost = key[1][self.branch][self.inner], cost[self.branch][self.inner]
+        return self.limit.ready_at(key, cost, now)
+
+    def node(self, key: Hashable) -> Node:
+        node = self.nodes.get(key)
+        if node is None:
+            node = self.nodes[key] = Node(self, key)
+        return node
+
+    def all_nodes(self) -> Iterable[Node]:
+        return tuple(self.nodes.values())
+
+
+class RouterGate:
+    """A router, with the gates inside its branches and a node for each pin."""
+
+    __slots__ = ("index", "inner", "limit", "pins", "router")
+
+    def __init__(self, router: Router, index: int) -> None:
+        self.router = router
+        self.index = index
+        self.pins: dict[Hashable, Node] = {}
+        self.inner: dict[Branch, tuple[Gate, ...]] = {}
+
+    def gates(self, branch: Branch) -> tuple[Gate, ...]:
+        gates = self.inner.get(branch)
+        if gates is None:
+            gates = tuple(
+                Gate(limit, self.index, branch, i) for i, limit in enumerate(branch.limits)
+            )
+            self.inner[branch] = gates
+        return gates
+
+    def plan(self, task: Task[Any]) -> tuple[Hashable, Any]:
+        """As `plan_for`, with the pin that the router reads off the task."""
+        return self.plan_for(task, self.router.pin_of(task), lenient=False)
+
+    def plan_for(self, task: Task[Any], pin: Hashable, lenient: bool) -> tuple[Hashable, Any]:
+        """The pin with the keys in every branch, and the costs there; branches that can never
+        admit the task are left out. ``lenient``: also those whose metadata it lacks.
+
+        Raises:
+            TaskTooLarge: no branch, enabled or not, could ever admit it.
+            UnknownProvider: the pin is no branch's.
+        """
+        keys: dict[Branch, tuple[Hashable, ...]] = {}
+        costs: dict[Branch, tuple[Any, ...]] = {}
+        refusal: TaskManagerError | None = None
+        for branch in self.router.all_branches(pin):
+            try:
+                plans = [gate.plan(task) for gate in self.gates(branch)]
+            except TaskTooLarge as error:
+                refusal = error
+            except TaskManagerError as error:
+                if not lenient:
+                    raise
+                refusal = error
+            else:
+                keys[branch] = tuple(key for key, _ in plans)
+                costs[branch] = tuple(cost for _, cost in plans)
+        if not keys and refusal is not None:
+            raise refusal
+        return (pin, keys), costs
+
+    def pin_node(self, pin: Hashable) -> Node:
+        node = self.pins.get(pin)
+        if node is None:
+            node = self.pins[pin] = Node(self, pin)  # type: ignore[arg-type]
+        return node
+
+    def all_nodes(self) -> Iterable[Node]:
+        yield from tuple(self.pins.values())
+        for gates in tuple(self.inner.values()):
+            for gate in gates:
+                yield from gate.all_nodes()
+
+
+class Refusal:
+    """Where a lane has to wait: nodes, and the instants that they named (None: behind a better
+    lane).
+    """
+
+    __slots__ = ("instants", "nodes")
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.instants: list[float | None] = []
+
+    def add(self, node: Node, instant: float | None) -> Refusal:
+        self.nodes.append(node)
+        self.instants.append(instant)
+        return self
+
+
+class Dispatch:
+    """Holds the queued tasks that nothing but limits keeps from starting, and picks the next."""
+
+    fixed = only = None  # there are many lanes, and what a task costs may differ
+
+    def __init__(self, chain: Chain, gates: tuple[Gate | RouterGate, ...]) -> None:
+        self.chain = chain
+        self.gates = gates
+        self.routed = any(isinstance(gate, RouterGate) for gate in gates)
+        """Tasks go through a router."""
+        self.lanes: dict[Hashable, Lane] = {}
+        self.by_group: dict[tuple[int, Hashable], dict[Lane, None]] = {}
+        self.calendar: Calendar[Node] = Calendar(_node_is_due)
+        self.ready: list[tuple[Any, int, int, Lane]] = []
+        self.dirty: dict[Node, None] = {}
+        self.moves = 0
+        """Lanes looked at so far: moves per task started is what a chain's shape costs."""
+        self.group_orders: tuple[tuple[int, GroupOrder], ...] = tuple(
+            (i, order) for i, order in enumerate(chain.orders) if isinstance(order, GroupOrder)
+        )
+
+    # ---- tasks come and go ------------------------------------------------------------------
+
+    def lane(self, keys: tuple[Any, ...], groups: tuple[Any, ...]) -> Lane:
+        """The lane for these keys, made if it isn't there; it is kept only once a task joins."""
+        identity: Hashable = (keys, groups)
+        if self.routed:
+            hashable = [
+                (key[0], tuple(key[1].items())) if isinstance(gate, RouterGate) else key
+                for gate, key in zip(self.gates, keys, strict=True)
+            ]
+            identity = (tuple(hashable), groups)
+        lane = self.lanes.get(identity)
+        return lane if lane is not None else Lane(self.chain, identity, keys, groups)
+
+    def join(self, task: Task[Any], now: float) -> None:
+        """The task waits in its lane from now on."""
+        lane = task._lane
+        assert lane is not None
+        settled = self.lanes.get(lane.identity)
+        if settled is None:
+            self.lanes[lane.identity] = lane
+            for place in enumerate(lane.groups):
+                self.by_group.setdefault(place, {})[lane] = None
+        elif settled is not lane:
+            lane = task._lane = settled  # made twice while neither had joined
+        lane.push(task)
+        if lane.seq < 0 or lane.peek()._seq != lane.seq:  # type: ignore[union-attr]
+            self.look_anew(lane, now)
+
+    def remove(self, task: Task[Any], now: float) -> None:
+        """The task, which stood in its lane and is not queued any more, waits no longer."""
+        lane = task._lane
+        assert lane is not None
+        lane.lost()
+        if task._seq == lane.seq:
+            self.look_anew(lane, now)
+
+    def look_anew(self, lane: Lane, now: float) -> None:
+        """The lane's head or rank changed: it leaves its node and is looked at from the start."""
+        self.leave(lane)
+        head = lane.peek()
+        if head is None:
+            self.drop(lane)
+            return
+        lane.seq = head._seq
+        lane.rank = self.rank_of(lane, head, now)
+        for node in lane.kept or ():
+            node.enter(lane)
+        self.enlist(lane)
+
+    def leave(self, lane: Lane) -> None:
+        """The lane is parked nowhere; the nodes where it was look at their next."""
+        lane.version += 1
+        for node in lane.nodes:
+            node.live -= 1
+            self.dirty[node] = None
+        for node in lane.kept or ():
+            node.live -= 1
+            self.dirty[node] = None
+        lane.nodes = ()
+
+    def drop(self, lane: Lane) -> None:
+        lane.kept = None
+        lane.moves = 0
+        lane.seq = -1
+        del self.lanes[lane.identity]
+        for place in enumerate(lane.groups):
+            group = self.by_group[place]
+            del group[lane]
+            if not group:
+                del self.by_group[place]
+
+    def rank_of(self, lane: Lane, head: Task[Any], now: float) -> Any:
+        if not self.group_orders:
+            return head._rank
+        # The task's own ranks, with the present ranks of its groups in their places.
+        ranks = list(head._rank)
+        for (place, order), group in zip(self.group_orders, lane.groups, strict=True):
+            ranks.insert(place, order.group_rank(group, now))
+        return tuple(ranks)
+
+    def regroup(self, lane: Lane, now: float) -> None:
+        """Something happened to the lane's groups: lanes of theirs may rank otherwise now."""
+        for place in enumerate(lane.groups):
+            self.rank_anew(place, now)
+
+    def rank_anew(self, place: tuple[int, Hashable], now: float) -> None:
+        for lane in tuple(self.by_group.get(place, ())):
+            head = lane.peek()
+            if head is not None and self.rank_of(lane, head, now) != lane.rank:
+                self.look_anew(lane, now)
+
+    def enlist(self, lane: Lane) -> None:
+        """The lane is to be looked at in the next pull."""
+        if lane.listed != lane.version:
+            lane.listed = lane.version
+            heappush(self.ready, (lane.rank, lane.seq, lane.version, lane))
+
+    # ---- the next one -----------------------------------------------------------------------
+
+    def pull(self, now: float) -> Task[Any] | None:
+        """The best task that every limit admits now, with its grants acquired; None if there is
+        none.
+
+        After `MAX_MOVES` lanes it gives up for this turn, and `next_wake` says ``now``.
+        """
+        calendar = self.calendar
+        while (node := calendar.pop(now)) is not None:
+            node.due = inf
+            self.dirty[node] = None
+        ready = self.ready
+        for _ in range(MAX_MOVES):
+            while self.dirty:
+                self.read(self.dirty.popitem()[0], now)
+            while ready and ready[0][3].version != ready[0][2]:
+                heappop(ready)
+            if not ready:
+                return None
+            lane = heappop(ready)[3]
+            lane.listed = -1
+            self.moves += 1
+            if lane.nodes and not self.opened(lane, now):
+                self.dirty.update(dict.fromkeys(lane.nodes))
+                continue
+            task = lane.peek()
+            assert task is not None
+            try:
+                verdict = self.ask(lane, task, now)
+            except (TaskRejected, TaskTooLarge) as error:
+                lane.pop()
+                self.look_anew(lane, now)
+                self.chain.reject(task, error, now)
+                continue
+            if isinstance(verdict, Refusal):
+                self.park(lane, verdict, now)
+                continue
+            self.acquire(lane, task, verdict, now)
+            return task
+        return None
+
+    def read(self, node: Node, now: float) -> None:
+        """Looks at the first lane of a node: wakes it if the node is open, else notes the instant."""
+        lane = node.first()
+        if lane is None:
+            nodes = node.gate.pins if isinstance(node.gate, RouterGate) else node.gate.nodes
+            if nodes.get(node.key) is node:
+                del nodes[node.key]
+            node.due = inf
+        elif node in lane.nodes and not isinstance(node.gate, RouterGate):
+            instant = self.instant(node, lane, now)
+            if instant <= now:
+                self.enlist(lane)
+            else:
+                self.arm(node, instant)
+        else:
+            node.due = inf  # a kept place, or a pin: it is not woken from here
+
+    def instant(self, node: Node, lane: Lane, now: float) -> float:
+        head = lane.peek()
+        assert head is not None
+        try:
+            return node.gate.ready_at(lane, head, now)
+        except TaskRejected as error:
+            if node.gate.branch is None:
+                return now  # the lane has to be looked at, and its head rejected
+            return inf if error.until is None else error.until
+        except TaskTooLarge:
+            return now
+
+    def arm(self, node: Node, instant: float) -> None:
+        if instant != node.due:
+            node.due = instant
+            if instant < inf:
+                self.calendar.push(instant, node)
+
+    def opened(self, lane: Lane, now: float) -> bool:
+        """Whether a node at which the lane is parked is open for it, and nobody is before it there."""
+        for node in lane.nodes:
+            if node.first() is lane and not isinstance(node.gate, RouterGate):
+                if self.instant(node, lane, now) <= now:
+                    return True
+        return False
+
+    def ask(self, lane: Lane, task: Task[Any], now: float) -> Refusal | dict[int, Branch]:
+        """Asks every gate in turn: the first refusal, or the branches to take (none: no routers)."""
+        way: dict[int, Branch] = {}
+        for gate, key, cost in zip(self.gates, lane.keys, task._costs, strict=True):
+            if isinstance(gate, Gate):
+                node = gate.nodes.get(key)
+                if node is not None and node.blocks(lane):
+                    return Refusal().add(node, None)
+                instant = gate.limit.ready_at(key, cost, now)
+                if not instant <= now:
+                    return Refusal().add(gate.node(key), valid(instant, gate.limit))
+            else:
+                branch = self.route(gate, lane, key, cost, now)
+                if isinstance(branch, Refusal):
+                    return branch
+                way[gate.index] = branch
+        return way
+
+    def route(
+        self, gate: RouterGate, lane: Lane, key: Any, costs: Any, now: float
+    ) -> Branch | Refusal:
+        """The first branch that admits the head, or the first refusal in each of them."""
+        pin, keys = key
+        refusal = Refusal()
+        rejections: list[TaskRejected] = []
+        too_large: TaskTooLarge | None = None
+        for branch in gate.router.branches(pin):
+            if branch not in keys:
+                continue
+            try:
+                closed = self.enter(gate.gates(branch), lane, keys[branch], costs[branch], now)
+            except TaskTooLarge as error:
+                too_large = error
+                continue
+            if closed is None:
+                return branch
+            node, instant, rejection = closed
+            refusal.add(node, instant)
+            if rejection is not None:
+                rejections.append(rejection)
+        if rejections and len(rejections) == len(refusal.nodes):
+            raise min(rejections, key=lambda error: inf if error.until is None else error.until)
+        if too_large is not None and not refusal.nodes and not self.hopeful(gate, key, costs):
+            raise too_large
+        return refusal.add(gate.pin_node(pin), inf)
+
+    def enter(
+        self, gates: tuple[Gate, ...], lane: Lane, keys: Any, costs: Any, now: float
+    ) -> tuple[Node, float | None, TaskRejected | None] | None:
+        """Asks the limits of one branch: None if all admit, else the first refusal."""
+        for gate, key, cost in zip(gates, keys, costs, strict=True):
+            node = gate.nodes.get(key)
+            if node is not None and node.blocks(lane):
+                return node, None, None
+            try:
+                instant = gate.limit.ready_at(key, cost, now)
+            except TaskRejected as error:
+                return gate.node(key), inf if error.until is None else error.until, error
+            if not instant <= now:
+                return gate.node(key), valid(instant, gate.limit), None
+        return None
+
+    def hopeful(self, gate: RouterGate, key: Any, costs: Any) -> bool:
+        """Whether any branch, enabled or not, could still admit these costs."""
+        for branch, keys in key[1].items():
+            try:
+                for inner, own_key, cost in zip(
+                    gate.gates(branch), keys, costs[branch], strict=True
+                ):
+                    inner.limit.check(own_key, cost)
+            except TaskTooLarge:
+                continue
+            return True
+        return False
+
+    def park(self, lane: Lane, refusal: Refusal, now: float) -> None:
+        """The lane waits at these nodes, and with patience gone keeps its place where it was."""
+        nodes = tuple(refusal.nodes)
+        if nodes != lane.nodes:
+            kept = lane.kept
+            if lane.nodes:
+                lane.moves += 1
+                if lane.moves > PATIENCE:
+                    kept = dict(kept or ())
+                    kept.update(
+                        (node, None)
+                        for node in lane.nodes
+                        if isinstance(node.gate, Gate) and node.gate.branch is None
+                    )
+            self.leave(lane)
+            if kept:
+                kept = {node: None for node in kept if node not in nodes}
+                for node in kept:
+                    node.enter(lane)
+            lane.kept = kept or None
+            lane.nodes = nodes
+            for node in nodes:
+                node.enter(lane)
+        for node, instant in zip(nodes, refusal.instants, strict=True):
+            if instant is not None and node.first() is lane:
+                self.arm(node, instant)
+
+    # ---- grants -----------------------------------------------------------------------------
+
+    def acquire(self, lane: Lane, task: Task[Any], way: dict[int, Branch], now: float) -> None:
+        grants: list[Any] = []
+        run = task._enter(grants)
+        for gate, key, cost in zip(self.gates, lane.keys, task._costs, strict=True):
+            if isinstance(gate, Gate):
+                grants.append(gate.limit.acquire(key, cost, now))
+                continue
+            branch = way[gate.index]
+            plan = zip(branch.limits, key[1][branch], cost[branch], strict=True)
+            grants.append((branch, [limit.acquire(k, c, now) for limit, k, c in plan]))
+            gate.router.took(branch, now)
+            gate.router.leave(key[0])
+            run.provider = branch.name
+        lane.pop()
+        self.leave(lane)
+        lane.kept = None
+        lane.moves = 0
+        self.look_anew(lane, now)
+        for (_, order), group in zip(self.group_orders, lane.groups, strict=True):
+            order.leave(group, now)
+        self.regroup(lane, now)
+
+    def granted(self, task: Task[Any]) -> Iterator[tuple[Limit, Any, Node | None]]:
+        """Every limit that the running task holds a grant of, with the node of its key."""
+        lane = task._lane
+        assert lane is not None
+        assert task._run is not None
+        for gate, key, grant in zip(self.gates, lane.keys, task._run.grants, strict=True):
+            if isinstance(gate, Gate):
+                yield gate.limit, grant, gate.nodes.get(key)
+            else:
+                branch, inner_grants = grant
+                inner = gate.inner.get(branch)
+                for i, (limit, own) in enumerate(zip(branch.limits, inner_grants, strict=True)):
+                    node = inner[i].nodes.get(key[1][branch][i]) if inner is not None else None
+                    yield limit, own, node
+
+    def begun(self, task: Task[Any], now: float) -> bool:
+        """The first instruction runs; True if a limit that awaited it may be open for others."""
+        for limit, grant, node in self.granted(task):
+            limit.started(grant, now)
+            if node is not None:
+                self.dirty[node] = None
+        return bool(self.dirty)
+
+    def release(self, task: Task[Any], outcome: Outcome, now: float) -> None:
+        for limit, grant, node in self.granted(task):
+            limit.release(grant, outcome, now)
+            if node is not None:
+                self.dirty[node] = None
+        assert task._lane is not None
+        self.regroup(task._lane, now)
+
+    def settle(self, task: Task[Any], actual_of: Any, now: float) -> None:
+        for limit, grant, node in self.granted(task):
+            actual = actual_of(limit)
+            if actual is not None:
+                limit.settle(grant, actual, now)
+                if node is not None:
+                    self.dirty[node] = None
+        assert task._lane is not None
+        self.regroup(task._lane, now)
+
+    # ---- live change ------------------------------------------------------------------------
+
+    def limit_changed(self, limit: Limit, key: Hashable) -> None:
+        """Parameters of a limit changed: its nodes look at their first lane again."""
+        for gate in self.gates:
+            if isinstance(gate, Gate):
+                if gate.limit is limit:
+                    nodes = gate.all_nodes() if key is ALL else [gate.nodes.get(key)]
+                    self.dirty.update((node, None) for node in nodes if node is not None)
+            elif any(limit in branch.limits for branch in gate.inner):
+                self.router_changed(gate.router)
+
+    def router_changed(self, router: Router) -> None:
+        """Branches opened or closed: every lane that waits there is looked at anew."""
+        for gate in self.gates:
+            if isinstance(gate, RouterGate) and gate.router is router:
+                lanes = {
+                    lane: None
+                    for node in gate.all_nodes()
+                    for _, _, version, lane in node.heap
+                    if lane.version == version and node in lane.nodes
+                }
+                for lane in lanes:
+                    self.look_anew(lane, self.chain.now)
+
+    def order_changed(self, order: GroupOrder, key: Hashable) -> None:
+        """Groups rank otherwise now: one of them or all."""
+        for i, (_, mine) in enumerate(self.group_orders):
+            if mine is order:
+                places = [place for place in self.by_group if place[0] == i]
+                for place in places if key is ALL else [(i, key)]:
+                    self.rank_anew(place, self.chain.now)
+
+    def emptied(self) -> list[Task[Any]]:
+        """Takes every waiting task out, in order of arrival: the branches of a router changed."""
+        tasks = sorted(
+            (task for lane in self.lanes.values() for task in lane), key=lambda task: task._seq
+        )
+        for gate in self.gates:
+            if isinstance(gate, RouterGate):
+                gate.pins.clear()
+                gate.inner.clear()
+            else:
+                gate.nodes.clear()
+        self.lanes.clear()
+        self.by_group.clear()
+        self.ready.clear()
+        self.dirty.clear()
+        return tasks
+
+    def next_wake(self, now: float) -> float:
+        """When the next pull may give something: now, an instant, or inf."""
+        return now if self.ready or self.dirty else self.calendar.next()
+
+    def waiting(self) -> Iterator[Task[Any]]:
+        for lane in self.lanes.values():
+            yield from lane
+
+
+def valid(instant: float, limit: Limit) -> float:
+    """The instant, unless a limit gave something that is none."""
+    if instant != instant:  # NaN compares unequal with everything
+        raise StrategyError(f"{limit!r}: ready_at returned {instant!r}, not an instant")
+    return instant
+
+
+def _node_is_due(instant: float, node: Node) -> bool:
+    return node.due == instant
+
+
+class SingleLane:
+    """The same for a chain without keys, groups and routers: one lane; peek, ask, commit.
+
+    What runs once per task is written out here: a method call more is felt in every benchmark.
+    """
+
+    def __init__(self, chain: Chain, limits: tuple[Limit, ...]) -> None:
+        self.chain = chain
+        self.limits = limits
+        self.only = Lane(chain, None, (None,) * len(limits), ())
+        self.wake = inf
+        self.fixed: tuple[Any, ...] | None = None
+        """The costs of every task, where no limit looks at the task; checked once a change."""
+        self.stamped = tuple(
+            (i, limit)
+            for i, limit in enumerate(limits)
+            if type(limit).started is not Limit.started
+        )
+
+    def costs(self, task: Task[Any]) -> tuple[Any, ...]:
+        """What the task costs at each limit; raises where it can never pass."""
+        costs = tuple([limit.cost_of(task) for limit in self.limits])
+        for limit, cost in zip(self.limits, costs, strict=True):
+            limit.check(None, cost)
+        if all(
+            type(limit).cost_of is Limit.cost_of
+            and (limit.cost is None or isinstance(limit.cost, int | float))
+            for limit in self.limits
+        ):
+            self.fixed = costs
+        return costs
+
+    def join(self, task: Task[Any], now: float) -> None:
+        lane = self.only
+        lane.push(task)
+        if lane.size == 1 or (task._rank is not None and lane.peek() is task):
+            self.wake = now
+
+    def remove(self, task: Task[Any], now: float) -> None:
+        self.only.lost()
+        self.wake = now
+
+    def pull(self, now: float) -> Task[Any] | None:
+        """As `Dispatch.pull`."""
+        lane = self.only
+        limits = self.limits
+        while (task := lane.peek()) is not None:
+            costs = task._costs
+            i = 0
+            try:
+                for limit in limits:
+                    instant = limit.ready_at(None, costs[i], now)
+                    if not instant <= now:
+                        self.wake = valid(instant, limit)
+                        return None
+                    i += 1
+            except (TaskRejected, TaskTooLarge) as error:
+                lane.pop()
+                self.chain.reject(task, error, now)
+                continue
+            lane.pop()
+            i = 0
+            grants = []
+            for limit in limits:
+                grants.append(limit.acquire(None, costs[i], now))
+                i += 1
+            task._enter(grants)
+            return task
+        self.wake = inf
+        return None
+
+    def begun(self, task: Task[Any], now: float) -> bool:
+        if not self.stamped:
+            return False
+        grants = self.grants_of(task)
+        for i, limit in self.stamped:
+            limit.started(grants[i], now)
+        if self.only.size:
+            self.wake = now
+            return True
+        return False
+
+    def release(self, task: Task[Any], outcome: Outcome, now: float) -> None:
+        grants = self.grants_of(task)
+        i = 0
+        for limit in self.limits:
+            limit.release(grants[i], outcome, now)
+            i += 1
+        self.wake = now
+
+    def settle(self, task: Task[Any], actual_of: Any, now: float) -> None:
+        for limit, grant in zip(self.limits, self.grants_of(task), strict=True):
+            actual = actual_of(limit)
+            if actual is not None:
+                limit.settle(grant, actual, now)
+        self.wake = now
+
+    @staticmethod
+    def grants_of(task: Task[Any]) -> Any:
+        return task._run.grants  # type: ignore[union-attr]  # it runs, so it has one
+
+    def limit_changed(self, limit: Limit, key: Hashable) -> None:
+        self.fixed = None
+        self.wake = self.chain.now
+
+    def next_wake(self, now: float) -> float:
+        return self.wake if self.only.size else inf
+
+    def waiting(self) -> Iterator[Task[Any]]:
+        yield from self.only

@@ -1,0 +1,777 @@
+"""The chain: policies composed, and the tasks that wait for them."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from async_task_manager.errors import (
+    DeadlineExceeded,
+    InvalidState,
+    InvalidType,
+    InvalidValue,
+    QueueTimeout,
+    StrategyError,
+    StrategyInUse,
+    TaskManagerError,
+)
+from async_task_manager.strategies._calendar import Calendar
+from async_task_manager.strategies._dispatch import Dispatch, Gate, RouterGate, SingleLane
+from async_task_manager.strategies._foreign import ForeignStage
+from async_task_manager.strategies.base import (
+    ALL,
+    BaseStrategy,
+    Feedback,
+    GroupOrder,
+    Hold,
+    Limit,
+    Order,
+    Role,
+    Router,
+    Source,
+    Usage,
+    WallTime,
+    _Home,
+)
+from async_task_manager.task import Host, Options, Outcome, Task, TaskState, arrivals
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Chain"]
+
+
+class Chain(BaseStrategy):
+    """A conjunction of strategies: a task starts at the earliest instant at which all agree.
+
+    Holds and limits allow the same wherever they stand; orders compare left to right; limits are
+    asked in their order, and a task that one refuses doesn't block the limits behind it. A
+    strategy that speaks the four methods only (a *foreign* one) may stand anywhere: it gets tasks
+    in the order of the orders before it. A chain inside a chain is its stages.
+
+    Raises:
+        InvalidType: a stage is no strategy.
+        StrategyInUse: a stage belongs to another chain already.
+    """
+
+    def __init__(self, *stages: BaseStrategy) -> None:
+        self.stages: tuple[BaseStrategy, ...] = tuple(self._flat(stages))
+        """The strategies, in order, without nesting."""
+        policies = [s for s in self.stages if isinstance(s, Role) and not is_foreign(s)]
+        self.orders = tuple(s for s in policies if isinstance(s, Order))
+        self.groupings = tuple(s for s in self.orders if isinstance(s, GroupOrder))
+        self.holds = tuple(s for s in policies if isinstance(s, Hold))
+        self.feedbacks = tuple(s for s in policies if isinstance(s, Feedback))
+        self.sources = tuple(s for s in policies if isinstance(s, Source))
+        self.gated = tuple(s for s in policies if isinstance(s, Limit | Router))
+        self._inside: dict[Task[Any], ForeignStage] = {}
+        self.foreign = self._pipeline()
+        self._whole = self.foreign if len(self.stages) == 1 else None
+        self.dispatch = self._machine()
+        self.stamps = any(
+            type(policy).started is not Limit.started
+            for policy in self._policies()
+            if isinstance(policy, Limit)
+        ) or any(isinstance(stage, Router) for stage in self.gated)
+        """Limits want to know of first instructions (branches may bring some at any time)."""
+        self._visited = bool(self.groupings) or any(isinstance(s, Router) for s in policies)
+        """Policies exist that want to know who comes and goes."""
+        self._bound: dict[int, Role] = {}
+        self._bind()
+
+        self._by_hand = _ByHand(self)
+        self._manager: weakref.ref[Host] | None = None
+        self.now = 0.0
+        """Chain time as last heard."""
+        self.out: deque[tuple[Task[Any], Exception]] = deque()
+        """Tasks that were rejected or expired, for the host to finish."""
+        self.queued = 0
+        self.running = 0
+        self._offset: float | None = None
+        self._bounds: Calendar[_Bound] = Calendar(_matters)
+        self._wall_bounds: Calendar[_Bound] = Calendar(_matters)
+        self._held: dict[Task[Any], None] = {}
+        self._last_arrival = 0
+        self._absorbed = False
+
+    # ---- composition ------------------------------------------------------------------------
+
+    def _flat(self, stages: Iterable[object]) -> Iterator[BaseStrategy]:
+        for stage in stages:
+            if isinstance(stage, Chain) and not is_foreign(stage):
+                stage.absorb()
+                yield from stage.stages
+            elif isinstance(stage, BaseStrategy):
+                yield stage
+            else:
+                raise InvalidType(f"a stage of a chain must be a strategy, not {stage!r}")
+
+    def absorb(self) -> None:
+        """Gives the stages up to an outer chain; only while nothing waits here."""
+        if self.queued or self.running or self.host is not self._by_hand:
+            raise StrategyInUse(f"{self!r} is in use and cannot become a part of another chain")
+        self._absorbed = True
+        for policy in self._bound.values():
+            policy._home = None
+
+    def _policies(self) -> Iterator[Role]:
+        for stage in self.stages:
+            if isinstance(stage, Role) and not is_foreign(stage):
+                yield stage
+                if isinstance(stage, Router):
+                    for branch in stage.all_branches(None):
+                        yield from branch.limits
+
+    def _pipeline(self) -> ForeignStage | None:
+        """The last foreign stage, linked to those above it."""
+        last: ForeignStage | None = None
+        for stage in self.stages:
+            if is_foreign(stage):
+                last = ForeignStage(stage, last, self._inside)
+        return last
+
+    def _machine(self) -> Dispatch | SingleLane:
+        plain = not self.groupings and all(
+            isinstance(stage, Limit) and stage.key is None and type(stage).key_of is Limit.key_of
+            for stage in self.gated
+        )
+        if plain:
+            return SingleLane(self, self.gated)  # type: ignore[arg-type]  # all are limits
+        return Dispatch(
+            self,
+            tuple(
+                RouterGate(stage, i) if isinstance(stage, Router) else Gate(stage, i)
+                for i, stage in enumerate(self.gated)
+            ),
+        )
+
+    def _bind(self) -> None:
+        """Listens to every policy, and lets go of those that are no part any more."""
+        mine = {id(policy): policy for policy in self._policies()}
+        if len(mine) < sum(1 for _ in self._policies()):
+            raise StrategyInUse("the same strategy stands twice in a chain; make a second one")
+        for policy in mine.values():
+            owner = policy._home() if policy._home is not None else None
+            if owner is not None and owner is not self:
+                raise StrategyInUse(
+                    f"{policy!r} belongs to another chain: two that count apart would both "
+                    "overshoot; give each its own, or put both under one manager"
+                )
+        for gone in self._bound.keys() - mine.keys():
+            self._bound[gone]._home = None
+        for policy in mine.values():
+            policy._home = _Home(self)
+        self._bound = mine
+
+    @classmethod
+    def of(cls, strategy: BaseStrategy) -> Chain:
+        """The strategy as a chain: itself, the private chain in which it holds tasks, or a new one."""
+        if isinstance(strategy, Chain) and not is_foreign(strategy):
+            return strategy
+        if not isinstance(strategy, BaseStrategy):
+            raise InvalidType(f"a manager needs a strategy, not {strategy!r}")
+        if isinstance(strategy, Role) and strategy._private is not None:
+            return strategy._private
+        return cls(strategy)
+
+    def __repr__(self) -> str:
+        return f"Chain({', '.join(map(repr, self.stages))})"
+
+    @property
+    def host(self) -> Host:
+        """Whoever runs the tasks: a manager, or a person with the four methods."""
+        manager = self._manager() if self._manager is not None else None
+        return self._by_hand if manager is None else manager
+
+    def hosted_by(self, manager: Host) -> None:
+        """The manager runs the tasks from now on.
+
+        Raises:
+            StrategyInUse: another one does.
+        """
+        if self._absorbed:
+            raise StrategyInUse(f"{self!r} has become a part of another chain")
+        if self.host is not self._by_hand:
+            raise StrategyInUse(f"{self!r} belongs to another manager; give each its own")
+        if self.running:
+            raise StrategyInUse(f"{self!r} has tasks running that were started by hand")
+        self._manager = weakref.ref(manager)
+
+    # ---- intake -----------------------------------------------------------------------------
+
+    def add(self, task: Task[Any], now: float) -> None:
+        """Takes a task in: every question about it is asked here, before anything is charged.
+
+        Raises what a strategy has against it; then nothing has changed.
+        """
+        if task._state != "new":
+            raise InvalidState(f"{task!r} was added before; a task runs once")
+        if self.feedbacks and not callable(task._work):
+            raise InvalidType(
+                f"{task!r} cannot be retried, since a coroutine runs once: pass a callable, "
+                "add_task(lambda: work(...)), not add_task(work(...))"
+            )
+        self.now = now
+        dispatch = self.dispatch
+        if dispatch.fixed is not None:
+            task._costs, task._lane = dispatch.fixed, dispatch.only
+        else:
+            self._plan(task)
+        task._rank = self._rank(task, now) if self.orders else None
+        opens, opens_wall = 0.0, -inf
+        for hold in self.holds:
+            bound = hold.not_before(task, now)
+            if isinstance(bound, WallTime):
+                opens_wall = max(opens_wall, bound)
+            else:
+                opens = max(opens, bound)
+            self._close(task, hold.not_after(task, now), QueueTimeout)
+        options = task._options
+        if options is not None:
+            if options.queue_timeout is not None:
+                self._close(task, now + options.queue_timeout, QueueTimeout)
+            if options.deadline is not None:
+                self._close(task, options.deadline, DeadlineExceeded)
+
+        whole = self._whole
+        if whole is not None:
+            # The strategy is the whole chain: what it says against the task reaches the caller.
+            task._state = "queued"
+            try:
+                whole.strategy.add_task(task)
+            except BaseException:
+                task._state = "new"
+                raise
+            whole.fed()
+            self._inside[task] = whole
+        self._accept(task, now)
+        if whole is None:
+            if opens <= now and opens_wall == -inf and self.foreign is None:
+                dispatch.join(task, now)
+            else:
+                self._hold_or_join(task, opens, opens_wall, now)
+
+    def _accept(self, task: Task[Any], now: float) -> None:
+        if task.id > self._last_arrival:
+            task._seq = self._last_arrival = task.id
+        else:
+            task._seq = self._last_arrival = next(arrivals)
+        task._created = now
+        task._state = "queued"
+        self.queued += 1
+        if self._visited:
+            self._arrive(task, now, again=False)
+
+    def _plan(self, task: Task[Any]) -> None:
+        """Keys and costs, once and for all; the lane follows from them."""
+        dispatch = self.dispatch
+        if isinstance(dispatch, SingleLane):
+            task._costs = dispatch.costs(task)
+            task._lane = dispatch.only
+            return
+        keys, costs = [], []
+        for gate in dispatch.gates:
+            key, cost = gate.plan(task)
+            keys.append(key)
+            costs.append(cost)
+        groups = tuple(order.group(task) for order in self.groupings)
+        for group in groups:
+            hash(group)
+        task._costs = costs
+        task._lane = dispatch.lane(tuple(keys), groups)
+
+    def _rank(self, task: Task[Any], now: float) -> Any:
+        orders = self.orders
+        if len(orders) == 1 and not self.groupings:
+            rank = orders[0].rank(task, now)
+        else:
+            rank = tuple(o.rank(task, now) for o in orders if not isinstance(o, GroupOrder))
+        for part in rank if type(rank) is tuple else (rank,):
+            if part != part:
+                raise InvalidValue(f"the rank of {task!r} must be sortable, not {part!r}")
+        return rank
+
+    def _close(self, task: Task[Any], bound: float, error: type[Exception]) -> None:
+        """The task may not start at ``bound`` or later."""
+        if bound == inf:
+            return
+        if task._options is None:
+            task._options = Options()
+        options = task._options
+        if isinstance(bound, WallTime):
+            options.not_after_wall = min(bound, options.not_after_wall)
+            self._wall_bounds.push(bound, _Bound(task, error))
+        else:
+            options.not_after = min(bound, options.not_after)
+            self._bounds.push(bound, _Bound(task, error))
+
+    def _hold_or_join(self, task: Task[Any], opens: float, opens_wall: float, now: float) -> None:
+        if opens > now:
+            self._held[task] = None
+            self._bounds.push(opens, _Bound(task, None, opens_wall))
+        elif opens_wall > -inf and (self._offset is None or opens_wall - self._offset > now):
+            self._held[task] = None
+            self._wall_bounds.push(opens_wall, _Bound(task, None))
+        elif self.foreign is None:
+            self.dispatch.join(task, now)
+        else:
+            self._first().queue.push(task)
+
+    def _first(self) -> ForeignStage:
+        stage = self.foreign
+        assert stage is not None
+        while stage.above is not None:
+            stage = stage.above
+        return stage
+
+    def _arrive(self, task: Task[Any], now: float, *, again: bool) -> None:
+        for order, group in zip(self.groupings, _groups(task), strict=True):
+            order.arrive(group, now, again)
+        for router, pin in self._pins(task):
+            router.arrive(pin)
+
+    def _leave(self, task: Task[Any], now: float) -> None:
+        """The task leaves the queue in another way than by starting."""
+        self.queued -= 1
+        for order, group in zip(self.groupings, _groups(task), strict=True):
+            order.leave(group, now)
+        for router, pin in self._pins(task):
+            router.leave(pin)
+
+    def _pins(self, task: Task[Any]) -> Iterator[tuple[Router, Hashable]]:
+        if isinstance(self.dispatch, Dispatch) and task._lane is not None:
+            for gate, key in zip(self.dispatch.gates, task._lane.keys, strict=True):
+                if isinstance(gate, RouterGate):
+                    yield gate.router, key[0]
+
+    # ---- the next task ----------------------------------------------------------------------
+
+    def pull(self, now: float) -> Task[Any] | None:
+        """The task to start at this instant, its permits acquired; None if there is none.
+
+        What was rejected or expired meanwhile is in `out`. A pull does a bounded number of steps:
+        `next_wake` says ``now`` where it has not finished.
+
+        Raises:
+            StrategyError: a strategy raised or broke the contract.
+        """
+        self.now = now
+        try:
+            if self._bounds.heap or self._wall_bounds.heap:
+                self._turn(now)
+            if self.sources:
+                self._collect(now)
+            if self.foreign is None:
+                task = self.dispatch.pull(now)
+            else:
+                task = self._pull_foreign(self.foreign, now)
+        except StrategyError:
+            raise
+        except Exception as error:
+            raise self.blame(error) from error
+        if task is not None:
+            self.queued -= 1
+            self.running += 1
+        return task
+
+    def _collect(self, now: float) -> None:
+        for source in self.sources:
+            if source.next_due(now) <= now:
+                for task in source.emit(now):
+                    self._adopt(task, now)
+
+    def _turn(self, now: float) -> None:
+        """Tasks whose bounds are reached: expired ones go, held ones join."""
+        opened: list[tuple[Task[Any], float]] = []
+        while (bound := self._bounds.pop(now)) is not None:
+            self._reach(bound, now, opened)
+        if self._offset is not None:
+            # One expression decides here and in next_wake: instant - offset <= now.
+            while self._wall_bounds.next() - self._offset <= now:
+                bound = self._wall_bounds.pop(inf)
+                assert bound is not None
+                self._reach(bound, now, opened)
+        for task, opens_wall in opened:
+            if task._state == "queued":
+                del self._held[task]
+                self._hold_or_join(task, -inf, opens_wall, now)
+
+    def _reach(self, bound: _Bound, now: float, opened: list[tuple[Task[Any], float]]) -> None:
+        task = bound.task
+        if task._state != "queued":
+            return  # it runs: the bound is for starting only
+        if bound.error is None:
+            opened.append((task, bound.opens_wall))
+            return
+        self._withdraw(task, "expired", now)
+        self.out.append((task, bound.error(f"{task!r} was not started in time")))
+
+    def _adopt(self, task: object, now: float) -> None:
+        """A task that a strategy brought along: taken in as if it were added now."""
+        if not isinstance(task, Task):
+            raise StrategyError(f"a strategy gave {task!r}, which is not a Task")
+        try:
+            self.add(task, now)
+        except TaskManagerError as error:
+            task._state = "rejected"
+            self.out.append((task, error))
+
+    def _pull_foreign(self, stage: ForeignStage, now: float) -> Task[Any] | None:
+        while True:
+            task = self.dispatch.pull(now)
+            if task is not None:
+                return task
+            if next(self.dispatch.waiting(), None) is not None:
+                return None  # the slot is taken
+            given = stage.next(now)
+            if given is None:
+                return None
+            if given._state == "new":
+                self._plan(given)  # the stage made it itself
+                given._rank = self._rank(given, now) if self.orders else None
+                self._accept(given, now)
+            self.dispatch.join(given, now)
+
+    def next_wake(self, now: float) -> float:
+        """When to pull again if nothing happens until then: now, an instant, or inf."""
+        wake = self.dispatch.next_wake(now)
+        if self._bounds.heap:
+            wake = min(wake, self._bounds.next())
+        if self._wall_bounds.heap and self._offset is not None:
+            wake = min(wake, self._wall_bounds.next() - self._offset)
+        for source in self.sources:
+            wake = min(wake, source.next_due(now))
+        if self.foreign is not None and next(self.dispatch.waiting(), None) is None:
+            wake = min(wake, self.foreign.wake(now))
+        return wake
+
+    def asking(self) -> Iterator[ForeignStage]:
+        """Foreign stages that were asked for a task, and whose interval has to be asked for now."""
+        stage = self.foreign
+        while stage is not None:
+            if stage.asking:
+                yield stage
+            stage = stage.above
+
+    # ---- what happens to a task -------------------------------------------------------------
+
+    def begun(self, task: Task[Any], now: float) -> bool:
+        """The work's first instruction runs; True if that may let others start."""
+        self.now = now
+        return self.dispatch.begun(task, now)
+
+    def finish(self, task: Task[Any], outcome: Outcome, now: float) -> bool:
+        """An attempt has ended: permits go back; True if the task is to run again, and queued for
+        it.
+        """
+        self.now = now
+        self.running -= 1
+        self.dispatch.release(task, outcome, now)
+        if not self.feedbacks:
+            return False
+        instants = [
+            answer.instant
+            for feedback in self.feedbacks
+            if (answer := feedback.review(task, outcome, now)) is not None
+        ]
+        options = task._options
+        if not instants or outcome.kind == "cancelled":
+            return False
+        again = max(instants)
+        if options is not None and (
+            again >= options.not_after or again + (self._offset or 0.0) >= options.not_after_wall
+        ):
+            return False
+        task._state = "queued"
+        self.queued += 1
+        if self._visited:
+            self._arrive(task, now, again=True)
+        if isinstance(self.dispatch, Dispatch) and self.dispatch.routed:
+            self._plan_again(task, self.dispatch)  # branches may have come or gone meanwhile
+            if task._state != "queued":
+                return True  # rejected: it is in `out`
+        self._hold_or_join(task, again, -inf, now)
+        return True
+
+    def settle(self, task: Task[Any], actual: Any, now: float) -> None:
+        """The actual cost of a running task is known: a number, or a dict of units."""
+        self.now = now
+
+        def actual_of(limit: Limit) -> Any:
+            if limit.cost is None or isinstance(limit.cost, int | float):
+                return None  # it counts tasks
+            if isinstance(actual, dict):
+                return actual.get(limit.cost) if isinstance(limit.cost, str) else None
+            return actual
+
+        self.dispatch.settle(task, actual_of, now)
+
+    def cancel(self, task: Task[Any], now: float) -> None:
+        """A queued task shall not run: it leaves whatever it waits for at once."""
+        self.now = now
+        self._withdraw(task, "cancelled", now)
+
+    def _withdraw(self, task: Task[Any], state: TaskState, now: float) -> None:
+        """Takes a queued task out of wherever it waits."""
+        self._leave(task, now)
+        in_lane = self.foreign is None or next(self.dispatch.waiting(), None) is task
+        task._state = state
+        if task in self._held:
+            del self._held[task]
+        elif task in self._inside:
+            del self._inside[task]  # should the stage still yield it, it is passed over
+        elif in_lane:
+            self.dispatch.remove(task, now)
+        else:
+            self._first().queue.lost()
+
+    def reject(self, task: Task[Any], error: Exception, now: float) -> None:
+        """Called by the dispatch: a limit refused the task, which it has taken out, for good."""
+        self._leave(task, now)
+        task._state = "rejected"
+        self.out.append((task, error))
+
+    # ---- what changes from outside ----------------------------------------------------------
+
+    def set_wall_offset(self, offset: float, now: float) -> None:
+        """Wall time is chain time plus ``offset`` from now on: at the start and after clock steps."""
+        self._offset = offset
+        self.now = max(self.now, now)
+        for policy in tuple(self._bound.values()):
+            if policy.uses_wall_time:
+                policy.set_wall_offset(offset, now)
+                self.policy_changed(policy, ALL)
+
+    @property
+    def watches_wall_time(self) -> bool:
+        """Whether something that waits depends on the wall clock."""
+        if self._wall_bounds.heap:
+            return True
+        return self.queued > 0 and any(p.uses_wall_time for p in self._bound.values())
+
+    def policy_changed(self, policy: Role, key: Hashable) -> None:
+        """A policy says that its answers may differ from now on."""
+        dispatch = self.dispatch
+        if isinstance(policy, Limit):
+            dispatch.limit_changed(policy, key)
+        if isinstance(dispatch, Dispatch):
+            if isinstance(policy, Router):
+                dispatch.router_changed(policy)
+            if isinstance(policy, GroupOrder):
+                dispatch.order_changed(policy, key)
+        self.host.wake()
+
+    def policy_restructured(self, policy: Role) -> None:
+        """A router has other branches: every waiting task is asked about them anew."""
+        dispatch = self.dispatch
+        assert isinstance(dispatch, Dispatch)
+        self._bind()
+        for task in dispatch.emptied():
+            self._plan_again(task, dispatch)
+            if task._state == "queued":
+                dispatch.join(task, self.now)
+        elsewhere = [*self._held, *self._inside]
+        if self.foreign is not None:
+            elsewhere += self._first().queue
+        for task in elsewhere:
+            self._plan_again(task, dispatch)
+        self.host.wake()
+
+    def _plan_again(self, task: Task[Any], dispatch: Dispatch) -> None:
+        """Only the router's part: what other limits were told stays."""
+        assert task._lane is not None
+        keys, costs = list(task._lane.keys), list(task._costs)
+        for i, gate in enumerate(dispatch.gates):
+            if isinstance(gate, RouterGate):
+                try:
+                    keys[i], costs[i] = gate.plan_for(task, keys[i][0], lenient=True)
+                except TaskManagerError as error:
+                    self._drop_planless(task, error)
+                    return
+        task._costs = costs
+        task._lane = dispatch.lane(tuple(keys), task._lane.groups)
+
+    def _drop_planless(self, task: Task[Any], error: Exception) -> None:
+        """The branch that the task was pinned to is gone, by force."""
+        self._leave(task, self.now)
+        task._state = "rejected"
+        if self._held.pop(task, self) is self and self._inside.pop(task, None) is None:
+            if self.foreign is not None:
+                self._first().queue.lost()
+        self.out.append((task, error))
+
+    # ---- what people ask --------------------------------------------------------------------
+
+    def usage(self, now: float) -> dict[str, Any]:
+        """Per limit its `Usage`; for keyed ones by key, of the keys that something waits for."""
+        return dict(self._usages(self.gated, now))
+
+    def _usages(
+        self, stages: Iterable[BaseStrategy], now: float
+    ) -> Iterator[tuple[str, Usage | dict[Any, Any]]]:
+        for stage in stages:
+            if isinstance(stage, Router):
+                for branch in stage.all_branches(None):
+                    yield branch.name, dict(self._usages(branch.limits, now))
+            elif isinstance(stage, Limit):
+                yield repr(stage), stage.usage(None, now)
+
+    def blame(self, error: Exception, strategy: BaseStrategy | None = None) -> StrategyError:
+        """The error of a strategy, with its name as far as the traceback tells it."""
+        if isinstance(error, StrategyError):
+            return error
+        mine = {id(stage) for stage in self.stages} | self._bound.keys()
+        traceback = error.__traceback__
+        while strategy is None and traceback is not None:
+            holder = traceback.tb_frame.f_locals.get("self")
+            if id(holder) in mine:
+                strategy = holder
+            traceback = traceback.tb_next
+        blamed = StrategyError(f"{strategy or self!r} raised {error!r}")
+        blamed.__cause__ = error
+        return blamed
+
+    def foreigners(self) -> list[BaseStrategy]:
+        """The stages that speak the four methods only."""
+        return [stage for stage in self.stages if is_foreign(stage)]
+
+    def tasks(self) -> list[Task[Any]]:
+        """Everything that is queued, in no particular order."""
+        found = [*self._held, *self._inside, *self.dispatch.waiting()]
+        if self.foreign is not None:
+            found += self._first().queue
+        return found
+
+    def clear(self, now: float) -> list[Task[Any]]:
+        """Takes out everything that is queued."""
+        tasks = self.tasks()
+        for task in tasks:
+            self._withdraw(task, "rejected", now)
+        return tasks
+
+    # ---- by hand: the four methods ----------------------------------------------------------
+
+    def add_task(self, task: Task[Any]) -> None:
+        """Takes a task in at this instant, by the host's clock."""
+        self.add(task, self.host.time())
+
+    def get_next_task(self) -> Task[Any] | None:
+        """The task to start now; its permits go back when its ``run()`` ends."""
+        if self.host is self._by_hand:
+            self._by_hand.start()
+        now = self.host.time()
+        task = self.pull(now)
+        while self.out:
+            gone, error = self.out.popleft()
+            gone._end(gone._state, error)
+        return task
+
+    async def get_sleep_interval(self) -> float | None:
+        """Seconds until `get_next_task` may give something; None: only an event can change that."""
+        for stage in tuple(self.asking()):
+            interval = await stage.strategy.get_sleep_interval()
+            stage.answer(interval, self.host.time(), 0.01)
+        now = self.host.time()
+        wake = self.next_wake(now)
+        return None if wake == inf else max(0.0, wake - now)
+
+
+class _Bound:
+    """An instant in the life of a queued task: it may start from there on, or not any more."""
+
+    __slots__ = ("error", "opens_wall", "task")
+
+    def __init__(
+        self, task: Task[Any], error: type[Exception] | None, opens_wall: float = -inf
+    ) -> None:
+        self.task = task
+        self.error = error
+        self.opens_wall = opens_wall
+
+
+def _matters(instant: float, bound: _Bound) -> bool:
+    state = bound.task._state
+    return state == "queued" or (state == "running" and bound.error is not None)
+
+
+class _ByHand:
+    """The host of a chain without a manager: a monotonic clock from 0, and tasks that end
+    themselves.
+    """
+
+    def __init__(self, chain: Chain, clock: Callable[[], float] = time.monotonic) -> None:
+        self._chain = weakref.ref(chain)
+        self._clock = clock
+        self._zero: float | None = None
+        self.epoch = 0.0
+
+    def start(self) -> None:
+        if self._zero is None:
+            self._zero = self._clock()
+            self.epoch = time.time()
+            chain = self._chain()
+            assert chain is not None
+            chain.set_wall_offset(self.epoch, 0.0)
+
+    def time(self) -> float:
+        return 0.0 if self._zero is None else self._clock() - self._zero
+
+    def wake(self) -> None:
+        pass
+
+    def begun(self, task: Task[Any]) -> None:
+        chain = self._chain()
+        assert chain is not None
+        run = task._progress()
+        run.started = self.time()
+        chain.begun(task, run.started)
+
+    def ended(self, task: Task[Any], kind: TaskState, value: Any) -> None:
+        chain = self._chain()
+        assert chain is not None
+        now = self.time()
+        run = task._progress()
+        run.finished = now
+        outcome = outcome_of(kind, value, run.started, now, run.actual)
+        if not chain.finish(task, outcome, now):
+            task._end(kind, value)
+
+    def cancel(self, task: Task[Any]) -> bool:
+        chain = self._chain()
+        assert chain is not None
+        if task._state == "queued":
+            chain.cancel(task, self.time())
+            task._end("cancelled", None)
+            return True
+        driver = task._driver
+        return driver is not None and driver.cancel()
+
+
+def outcome_of(
+    kind: TaskState, value: Any, started: float | None, now: float, actual: float | None
+) -> Outcome:
+    """The outcome of an attempt, as limits and feedbacks see it."""
+    if kind == "succeeded":
+        return Outcome("success", started, now, None, actual)
+    if kind == "cancelled":
+        return Outcome("cancelled", started, now, None, actual)
+    return Outcome("failure", started, now, value, actual)
+
+
+def is_foreign(strategy: BaseStrategy) -> bool:
+    """Whether a strategy brings its own queue, whatever it derives from."""
+    kind = type(strategy)
+    for base in (Role, Chain):
+        if isinstance(strategy, base):
+            return (
+                kind.add_task is not base.add_task or kind.get_next_task is not base.get_next_task
+            )
+    return True
+
+
+def _groups(task: Task[Any]) -> tuple[Hashable, ...]:
+    return task._lane.groups if task._lane is not None else ()

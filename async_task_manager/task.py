@@ -1,0 +1,587 @@
+"""The unit of work: a Task, its life and its outcome.
+
+new -> queued -> running -> succeeded | failed | cancelled
+          |  ^      |
+          |  +------+  (a feedback asked for another attempt)
+          +-> cancelled | expired | rejected
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextvars import Context, ContextVar, copy_context
+from dataclasses import dataclass
+from itertools import count
+from math import inf
+from types import CoroutineType, TracebackType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Generic,
+    Literal,
+    Protocol,
+    TypeAlias,
+    cast,
+)
+
+from typing_extensions import TypeVar
+
+from async_task_manager.errors import InvalidState, InvalidType
+
+if TYPE_CHECKING:
+    from async_task_manager.strategies._lanes import Lane
+
+__all__ = ["Outcome", "Task", "TaskState", "Work", "current_task"]
+
+logger = logging.getLogger("async_task_manager")
+
+T_co = TypeVar("T_co", covariant=True, default=Any)
+
+Work: TypeAlias = "Awaitable[T_co] | Callable[[], Awaitable[T_co]]"
+TaskState: TypeAlias = Literal[
+    "new",
+    "queued",
+    "running",
+    "succeeded",
+    "failed",
+    "cancelled",
+    "expired",
+    "rejected",
+]
+DONE: Final = frozenset({"succeeded", "failed", "cancelled", "expired", "rejected"})
+
+arrivals: Final = count(1)
+"""Ids and arrival numbers: one counter, so that a task added in the order of its making needs one
+number.
+"""
+
+_current: ContextVar[Task[Any]] = ContextVar("async_task_manager.current_task")
+
+
+def current_task() -> Task[Any] | None:
+    """The Task whose work is running here; None outside any.
+
+    Follows the context: it also answers in asyncio tasks and threads that the work starts.
+    """
+    return _current.get(None)
+
+
+@dataclass(slots=True)  # frozen would cost a microsecond per task
+class Outcome:
+    """How one attempt ended, as limits and feedbacks see it."""
+
+    kind: Literal["success", "failure", "cancelled"]
+    started_at: float | None
+    """Chain time of the first instruction; None: cancelled before it."""
+    finished_at: float
+    error: BaseException | None = None
+    cost: float | None = None
+    """The actual cost, where the work said it."""
+
+    @property
+    def started(self) -> bool:
+        """False: cancelled before the first instruction, so that nothing was used."""
+        return self.started_at is not None
+
+    @property
+    def retry_after(self) -> Any:
+        """What the error says about when to come back (seconds or an aware datetime), if anything."""
+        return getattr(self.error, "retry_after", None)
+
+
+class Host(Protocol):
+    """Whoever runs tasks: it keeps the accounts when one begins and when it ends."""
+
+    epoch: float
+    """Wall time at chain time 0."""
+
+    def time(self) -> float: ...
+    def wake(self) -> None: ...
+    def begun(self, task: Task[Any]) -> None: ...
+    def ended(self, task: Task[Any], kind: TaskState, value: Any) -> None: ...
+    def cancel(self, task: Task[Any]) -> bool: ...
+
+
+class Failure:
+    """An error as an outcome: it is raised anew for every waiter, and logged if nobody ever looks."""
+
+    __slots__ = ("error", "label", "retrieved", "traceback")
+
+    def __init__(self, error: BaseException, label: str) -> None:
+        self.error = error
+        self.label = label
+        self.traceback: TracebackType | None = error.__traceback__
+        self.retrieved = False
+
+    def __del__(self) -> None:
+        if not self.retrieved:
+            error = self.error.with_traceback(self.traceback)
+            logger.error("%s failed, and nobody waited for it", self.label, exc_info=error)
+
+
+class Run:
+    """What a task has only once it started or ended; queued tasks are kept small."""
+
+    __slots__ = (
+        "actual",
+        "attempt",
+        "driver",
+        "finished",
+        "grants",
+        "provider",
+        "started",
+        "value",
+    )
+
+    driver: asyncio.Task[None] | None
+    grants: Any
+    provider: str | None
+    attempt: int
+    started: float | None
+    finished: float | None
+    value: Any
+    actual: float | None
+
+    def __init__(self) -> None:
+        self.attempt = 0
+        self.driver = self.actual = None
+
+    def __getattr__(self, name: str) -> None:
+        # Slots are filled when the thing happens; until then each reads as None.
+        if name not in Run.__slots__:
+            raise AttributeError(name)
+
+
+class Options:
+    """What few tasks have: a name of their own and time limits."""
+
+    __slots__ = (
+        "deadline",
+        "expired",
+        "name",
+        "not_after",
+        "not_after_wall",
+        "queue_timeout",
+        "run_timeout",
+        "timer",
+    )
+
+    def __init__(
+        self,
+        name: str | None = None,
+        queue_timeout: float | None = None,
+        run_timeout: float | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        self.name = name
+        self.queue_timeout = queue_timeout
+        self.run_timeout = run_timeout
+        self.deadline = deadline
+        self.not_after = inf
+        self.not_after_wall = inf
+        self.expired: Exception | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Watchers:
+    """Who wants to know of the end: futures of waiters, and callbacks with their contexts."""
+
+    __slots__ = ("callbacks", "waiters")
+
+    def __init__(self) -> None:
+        self.waiters: dict[asyncio.Future[None], None] = {}
+        self.callbacks: list[tuple[Callable[[Any], Any], Context]] = []
+
+
+class Task(Generic[T_co]):
+    """Work to be done, its state and, once it ended, its outcome.
+
+    ``work`` is an awaitable, or a callable without arguments that returns one. A callable costs
+    less memory while it waits, and can be retried.
+
+    Usually ``manager.add_task(work, metadata)`` makes it; made by hand, it runs on its own with
+    ``await task.run()``.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_context",
+        "_costs",
+        "_created",
+        "_lane",
+        "_metadata",
+        "_options",
+        "_rank",
+        "_run",
+        "_seq",
+        "_state",
+        "_watchers",
+        "_work",
+        "id",
+    )
+
+    id: int
+    """Unique in this process; never used again."""
+
+    _work: Work[T_co] | None
+    _metadata: dict[str, Any] | None
+    _state: TaskState
+    _watchers: Watchers | None
+    _options: Options | None
+    _run: Run | None
+    _lane: Lane | None
+    # Set by the chain at intake, and by the manager:
+    _context: Context | None
+    _costs: Any
+    _created: float | None
+    _rank: Any
+    _seq: int
+
+    def __init__(self, work: Work[T_co], metadata: dict[str, Any] | None = None) -> None:
+        if not callable(work):
+            check_awaitable(work)
+        if metadata is not None and not isinstance(metadata, dict):
+            discard(work)
+            raise InvalidType(f"metadata must be a dict or None, not {metadata!r}")
+        self.id = next(arrivals)
+        self._work = work
+        self._metadata = metadata
+        self._state = "new"
+        self._context = self._watchers = self._options = self._run = self._lane = None
+
+    # ---- what it is -------------------------------------------------------------------------
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What strategies and people know about the task. What it says at ``add_task`` counts."""
+        if self._metadata is None:
+            self._metadata = {}
+        return self._metadata
+
+    @property
+    def name(self) -> str:
+        """The name given to ``add_task``, else that of the function, with the id."""
+        if self._options is not None and self._options.name is not None:
+            return self._options.name
+        name = getattr(self._work, "__qualname__", None)
+        return f"{name}-{self.id}" if name else f"task-{self.id}"
+
+    @property
+    def state(self) -> TaskState:
+        """new, queued, running; succeeded, failed, cancelled, expired or rejected."""
+        return self._state
+
+    @property
+    def attempt(self) -> int:
+        """How many times the work was started: 0 while it has not been."""
+        return self._run.attempt if self._run is not None else 0
+
+    @property
+    def provider(self) -> str | None:
+        """The name of the branch that a router chose; None before, or without one."""
+        return self._run.provider if self._run is not None else None
+
+    @property
+    def created_at(self) -> float | None:
+        """Epoch seconds at which it was accepted (at the manager's first start, if added before)."""
+        return self._wall(self._created) if self._lane is not None else None
+
+    @property
+    def started_at(self) -> float | None:
+        """Epoch seconds of the first instruction of the latest attempt.
+
+        Differences between these instants are monotonic: a step of the clock doesn't show in them.
+        """
+        return self._wall(self._run.started) if self._run is not None else None
+
+    @property
+    def finished_at(self) -> float | None:
+        """Epoch seconds of the end."""
+        return self._wall(self._run.finished) if self._run is not None else None
+
+    def _wall(self, instant: float | None) -> float | None:
+        if instant is None:
+            return None
+        host = self._host()
+        return instant if host is None else host.epoch + instant
+
+    def _host(self) -> Host | None:
+        return self._lane.chain.host if self._lane is not None else None
+
+    def __repr__(self) -> str:
+        return f"<Task {self.id} {self.name} {self._state}>"
+
+    # ---- the outcome ------------------------------------------------------------------------
+
+    def done(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        return self._state in DONE
+
+    def result(self) -> T_co:
+        """What the work returned; raises what it raised.
+
+        Raises:
+            InvalidState: it has not ended.
+            asyncio.CancelledError: it was cancelled.
+        """
+        error = self.exception()
+        if error is not None:
+            try:
+                raise error.with_traceback(cast("Run", self._run).value.traceback)
+            finally:
+                del error  # a frame that holds its own exception is garbage for the collector only
+        return cast("Run", self._run).value  # type: ignore[no-any-return]
+
+    def exception(self) -> BaseException | None:
+        """What the work raised, or None.
+
+        Raises:
+            InvalidState: it has not ended.
+            asyncio.CancelledError: it was cancelled.
+        """
+        if self._state not in DONE:
+            raise InvalidState(f"{self!r} has not ended; await task.wait() first")
+        if self._state == "cancelled":
+            raise asyncio.CancelledError
+        value = cast("Run", self._run).value
+        if self._state == "succeeded":
+            return None
+        failure = cast("Failure", value)
+        failure.retrieved = True
+        return failure.error
+
+    async def wait(self) -> T_co:
+        """The result, once there is one; raises what the work raised.
+
+        For any number of waiters, before or after the end. A wait that is cancelled or times out
+        leaves the task alone.
+
+        Raises:
+            asyncio.CancelledError: the task was cancelled.
+            QueueTimeout, DeadlineExceeded, TaskTimeout, TaskRejected, StrategyError: see errors.
+        """
+        if self._state not in DONE:
+            future = asyncio.get_running_loop().create_future()
+            waiters = self._watch().waiters
+            waiters[future] = None
+            try:
+                await future
+            finally:
+                waiters.pop(future, None)
+        return self.result()
+
+    def __await__(self) -> Generator[Any, None, T_co]:
+        return self.wait().__await__()
+
+    def add_done_callback(self, fn: Callable[[Task[T_co]], object]) -> None:
+        """Calls ``fn(task)`` soon after the end, or soon if it has ended; async functions are run.
+
+        One that raises is logged and harms nothing.
+        """
+        if not callable(fn):
+            raise InvalidType(f"a done-callback must be callable, not {fn!r}")
+        if self._state in DONE:
+            notify(self, fn, copy_context())
+        else:
+            self._watch().callbacks.append((fn, copy_context()))
+
+    def _watch(self) -> Watchers:
+        if self._watchers is None:
+            self._watchers = Watchers()
+        return self._watchers
+
+    # ---- what can be done with it -----------------------------------------------------------
+
+    def cancel(self) -> bool:
+        """Cancels it, queued or running; False if it has ended already.
+
+        Queued, it never runs and ends at once. Running, the work gets a CancelledError, and the
+        task ends as the work does.
+        """
+        if self._state in DONE:
+            return False
+        host = self._host()
+        if host is not None:
+            return host.cancel(self)
+        if self._run is not None and self._run.driver is not None:
+            return self._run.driver.cancel()
+        self._end("cancelled", None)
+        return True
+
+    async def run(self) -> T_co:
+        """Runs the work here and now, and gives its result: for a task that no manager runs.
+
+        Raises:
+            InvalidState: a manager has it, it runs, or it has ended.
+        """
+        host = self._host()
+        if self._state != "new" and not (self._state == "running" and self._driver is None):
+            raise InvalidState(f"{self!r} cannot be run by hand: a manager has it, or it has ended")
+        self._enter([])
+        driver = asyncio.current_task()
+        self._progress().driver = driver
+        await execute(self, host if host is not None else _Alone())
+        return self.result()
+
+    @property
+    def _driver(self) -> asyncio.Task[None] | None:
+        return self._run.driver if self._run is not None else None
+
+    # ---- for those who run it ---------------------------------------------------------------
+
+    def _progress(self) -> Run:
+        if self._run is None:
+            self._run = Run()
+        return self._run
+
+    def _enter(self, grants: list[Any]) -> Run:
+        """The task is handed out to be run, with its permits: another attempt."""
+        self._state = "running"
+        run = self._run
+        if run is None:
+            run = self._run = Run()
+        run.attempt += 1
+        run.grants = grants
+        run.started = None
+        return run
+
+    def _end(self, state: TaskState, value: Any) -> None:
+        """Stores the outcome, lets go of everything else, and tells whoever waits."""
+        run = self._run
+        if run is None:
+            run = self._run = Run()
+        if state == "succeeded":
+            run.value = value
+        else:
+            run.value = None if state == "cancelled" else Failure(value, repr(self))
+            discard(self._work)
+        self._state = state
+        run.driver = run.grants = None
+        self._work = self._context = self._costs = None
+        watchers = self._watchers
+        if watchers is not None:
+            self._watchers = None
+            for future in watchers.waiters:
+                resolve(future)
+            for fn, context in watchers.callbacks:
+                notify(self, fn, context)
+
+
+class _Alone:
+    """The host of a task that runs by itself."""
+
+    epoch = 0.0
+
+    def time(self) -> float:
+        return 0.0
+
+    def wake(self) -> None:
+        pass
+
+    def begun(self, task: Task[Any]) -> None:
+        pass
+
+    def ended(self, task: Task[Any], kind: TaskState, value: Any) -> None:
+        task._end(kind, value)
+
+    def cancel(self, task: Task[Any]) -> bool:
+        return False
+
+
+async def execute(task: Task[Any], host: Host) -> None:
+    """One attempt, from the work's first instruction to its outcome.
+
+    A native coroutine, so that the awaits of the work run at the speed of C. It never runs if its
+    asyncio.Task is cancelled before the first step: whoever makes that Task has to notice.
+    """
+    _current.set(task)
+    host.begun(task)
+    try:
+        work = task._work
+        value = await (work() if callable(work) else work)  # type: ignore[misc]
+    except asyncio.CancelledError as error:
+        host.ended(task, "cancelled", error)
+    except (KeyboardInterrupt, SystemExit) as error:
+        host.ended(task, "failed", error)
+        raise
+    except BaseException as error:
+        # Whatever it is, it is the waiter's. A GeneratorExit that closes this coroutine is, too.
+        host.ended(task, "failed", error)
+    else:
+        host.ended(task, "succeeded", value)
+    finally:
+        # The traceback of an error holds this frame: it must not lead back to the task.
+        del task, host
+        work = value = None
+
+
+def check_awaitable(work: object) -> None:
+    """Raises at once for work that could never be awaited."""
+    if type(work) is CoroutineType:
+        if work.cr_running or work.cr_frame is None or work.cr_suspended:
+            raise InvalidState(f"the coroutine {work!r} has been used already; pass a new one")
+    elif not inspect.isawaitable(work):
+        raise InvalidType(
+            "work must be an awaitable or a callable without arguments that returns one, "
+            f"not {work!r}"
+        )
+
+
+def discard(work: object) -> None:
+    """Closes work that will never run, so that it does not warn that nobody awaited it."""
+    if isinstance(work, Coroutine):
+        work.close()
+
+
+def resolve(future: asyncio.Future[None]) -> None:
+    """Wakes a waiter, in whatever loop it waits; one that is gone is passed over."""
+
+    def wake() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    loop = future.get_loop()
+    if loop.is_closed():
+        return
+    try:
+        here = asyncio.get_running_loop()
+    except RuntimeError:
+        here = None
+    if here is loop:
+        wake()
+    else:
+        loop.call_soon_threadsafe(wake)
+
+
+_callback_tasks: set[asyncio.Future[Any]] = set()
+"""Async callbacks that run: the loop itself keeps weak references only."""
+
+
+def notify(task: Task[Any], fn: Callable[[Any], Any], context: Context) -> None:
+    """Calls a done-callback soon, in the context of whoever added it; at once where no loop runs."""
+
+    def call() -> None:
+        try:
+            answer = fn(task)
+            if inspect.isawaitable(answer):
+                future = asyncio.ensure_future(_guard(answer, task, fn))
+                _callback_tasks.add(future)
+                future.add_done_callback(_callback_tasks.discard)
+        except Exception:
+            logger.exception("a done-callback of %r raised: %r", task, fn)
+
+    try:
+        asyncio.get_running_loop().call_soon(call, context=context)
+    except RuntimeError:
+        context.run(call)
+
+
+async def _guard(answer: Awaitable[Any], task: Task[Any], fn: object) -> None:
+    try:
+        await answer
+    except Exception:
+        logger.exception("a done-callback of %r raised: %r", task, fn)
