@@ -1,0 +1,244 @@
+"""Each task goes to the first provider that can take it now."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from async_task_manager._validate import whole
+from async_task_manager.errors import (
+    InvalidState,
+    InvalidType,
+    InvalidValue,
+    StrategyInUse,
+    UnknownProvider,
+)
+from async_task_manager.strategies.base import Branch, Limit, Router
+
+if TYPE_CHECKING:
+    from async_task_manager.task import Task
+
+__all__ = ["Provider", "ProviderRouterStrategy"]
+
+
+class Provider(Branch):
+    """One of a router's providers: its name and its limits, all of which must admit a task.
+
+    Args:
+        name: Non-empty; unique in its router.
+        limits: Limits of this provider alone. Set their parameters at any time:
+            ``router["P1"].limits[0].max_concurrent = 8`` acts on the queue at once.
+        enabled: Whether tasks may go there; see `disable`.
+
+    A copy belongs to no router.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, name: str, limits: Iterable[Limit] = (), enabled: bool = True) -> None:
+        super().__init__(name, limits, enabled)
+
+    def enable(self) -> None:
+        """Tasks may go there again; what waited for it is looked at at once."""
+        self._switch(True)
+
+    def disable(self) -> None:
+        """Nothing more starts there; what is pinned to it waits, what runs goes on."""
+        self._switch(False)
+
+    def _switch(self, enabled: bool) -> None:
+        if enabled is not self._enabled:
+            self._enabled = enabled
+            router = self._router() if self._router is not None else None
+            if isinstance(router, ProviderRouterStrategy):
+                router._reopen()
+                router.changed()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, self._limits, self._enabled)
+
+    def __repr__(self) -> str:
+        limits = f", limits={list(self._limits)!r}" if self._limits else ""
+        enabled = "" if self._enabled else ", enabled=False"
+        return f"{type(self).__name__}({self.name!r}{limits}{enabled})"
+
+
+class ProviderRouterStrategy(Router):
+    """A task goes, when it starts, to the first provider in order that is enabled and open now.
+
+    Open means that all limits of the provider admit the task at this instant, so that a provider
+    which is full never holds back what another can take. A task pinned by
+    ``metadata["provider"]`` goes to that provider only, and waits for it while it is disabled.
+
+    Like a list of providers by name: ``router["P1"]``, ``"P1" in router``, ``len(router)``, and
+    iteration, in the order in which they are tried.
+
+    Args:
+        providers: One or more, best first.
+        field: Where the pin is: a metadata name, or a callable that gets the task. It gives a
+            provider's name; None or missing: any provider will do.
+
+    Raises:
+        UnknownProvider: from `pin_of`, and so from ``add_task``; also ``router[name]``.
+        InvalidValue, InvalidType: no provider, a name twice, something else than a provider.
+        StrategyInUse: a provider belongs to another router.
+
+    A choice costs the limits of the providers that are asked; a change of providers looks at
+    every waiting task: O(n), and rare.
+    """
+
+    def __init__(
+        self,
+        providers: Iterable[Provider],
+        *,
+        field: str | Callable[[Task], object] = "provider",
+    ) -> None:
+        if not isinstance(field, str) and not callable(field):
+            raise InvalidType(f"field must be a metadata name or a callable, not {field!r}")
+        self._field = field
+        self._providers: list[Provider] = []
+        self._by_name: dict[str, Provider] = {}
+        self._pinned: Counter[Hashable] = Counter()
+        for provider in providers:
+            self.add(provider)
+        if not self._providers:
+            raise InvalidValue("providers must name at least one provider")
+
+    # ---- the providers ----------------------------------------------------------------------
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The providers' names, in the order in which they are tried."""
+        return tuple(provider.name for provider in self._providers)
+
+    def add(self, provider: Provider, *, index: int | None = None) -> None:
+        """Adds a provider, before the one at ``index`` (0 to ``len(router)``), else as the last.
+
+        What waits, and could go there, is looked at at once.
+        """
+        if not isinstance(provider, Provider):
+            raise InvalidType(f"a provider must be a Provider, not {provider!r}")
+        if provider.name in self._by_name:
+            raise InvalidValue(f"there is a provider named {provider.name!r} already")
+        if provider._router is not None and provider._router() is not None:
+            raise StrategyInUse(f"{provider!r} belongs to another router; make one for each")
+        end = len(self._providers)
+        at = end if index is None else whole("index", index, at_least=0, at_most=end)
+        self._providers.insert(at, provider)
+        self._by_name[provider.name] = provider
+        provider._router = weakref.ref(self)
+        self._reopen()
+        try:
+            self.restructured()
+        except StrategyInUse:  # a limit of the provider stands elsewhere; nothing has happened yet
+            self._drop(provider)
+            raise
+
+    def remove(self, name: str, *, force: bool = False) -> None:
+        """Removes a provider; what runs there goes on. The last one may go, too.
+
+        Args:
+            name: The provider's name.
+            force: Remove it even though queued tasks are pinned to it. They end as rejected, with
+                `UnknownProvider`.
+
+        Raises:
+            UnknownProvider: there is none of that name.
+            InvalidState: queued tasks are pinned to it, and not ``force``.
+        """
+        provider = self[name]
+        pinned = self._pinned[name]
+        if pinned and not force:
+            tasks = "1 queued task is" if pinned == 1 else f"{pinned} queued tasks are"
+            raise InvalidState(
+                f"provider {name!r} cannot be removed: {tasks} pinned to it; "
+                "wait for them, cancel them, or pass force=True"
+            )
+        self._drop(provider)
+        self.restructured()
+
+    def _drop(self, provider: Provider) -> None:
+        self._providers.remove(provider)
+        del self._by_name[provider.name]
+        provider._router = None
+        self._reopen()
+
+    def __getitem__(self, name: str) -> Provider:
+        provider = self._by_name.get(name)
+        if provider is None:
+            raise self._unknown("there is", name)
+        return provider
+
+    def __contains__(self, provider: object) -> bool:
+        return provider in self._by_name or provider in self._providers
+
+    def __iter__(self) -> Iterator[Provider]:
+        return iter(tuple(self._providers))
+
+    def __len__(self) -> int:
+        return len(self._providers)
+
+    def _reopen(self) -> None:
+        self._open = tuple(provider for provider in self._providers if provider.enabled)
+
+    def _unknown(self, who: str, name: str) -> UnknownProvider:
+        lower = {known.lower(): known for known in self._by_name}
+        near = get_close_matches(str(name).lower(), lower, 1)
+        known = ", ".join(map(repr, self._by_name)) or "there is none at present"
+        hint = f"; did you mean {lower[near[0]]!r}?" if near else ""
+        return UnknownProvider(f"{who} no provider {name!r} (known: {known}){hint}")
+
+    # ---- the role ---------------------------------------------------------------------------
+
+    def pin_of(self, task: Task) -> str | None:
+        """The name of the provider that the task must go to; None: any will do."""
+        field = self._field
+        if isinstance(field, str):
+            metadata = task._metadata  # `.metadata` would make a dict for each task that has none
+            pin = None if metadata is None else metadata.get(field)
+        else:
+            pin = field(task)
+        if pin is None:
+            return None
+        if not isinstance(pin, str):
+            raise InvalidType(f"the provider of {task!r} must be a name or None, not {pin!r}")
+        if pin not in self._by_name:
+            raise self._unknown(f"{task!r} is pinned to", pin)
+        return pin
+
+    def all_branches(self, pin: Hashable) -> Sequence[Provider]:
+        """All providers, or the one that the pin names; raises UnknownProvider if it is gone."""
+        return self._providers if pin is None else (self[pin],)  # type: ignore[index]  # pin_of gives names
+
+    def branches(self, pin: Hashable) -> Sequence[Provider]:
+        """Those of them that are enabled."""
+        if pin is None:
+            return self._open
+        return [provider for provider in self._open if provider.name == pin]
+
+    def arrive(self, pin: Hashable) -> None:
+        """One more queued task has this pin."""
+        if pin is not None:
+            self._pinned[pin] += 1
+
+    def leave(self, pin: Hashable) -> None:
+        """One less."""
+        if pin is not None:
+            self._pinned[pin] -= 1
+            if not self._pinned[pin]:
+                del self._pinned[pin]
+
+    # ---- copies and words -------------------------------------------------------------------
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        twin = super().__deepcopy__(memo)
+        for provider in twin:
+            provider._router = weakref.ref(twin)
+        return twin
+
+    def __repr__(self) -> str:
+        field = "" if self._field == "provider" else f", field={self._field!r}"
+        return f"{type(self).__name__}({self._providers!r}{field})"
