@@ -1,0 +1,199 @@
+"""Every strategy keeps the contract; and the kit notices when one doesn't."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import pytest
+
+from async_task_manager.strategies import (
+    BaseStrategy,
+    ConcurrentLimitStrategy,
+    DelayedStrategy,
+    FixedWindowStrategy,
+    Limit,
+    Order,
+    PriorityQueueStrategy,
+    Provider,
+    ProviderRouterStrategy,
+    SlidingWindowStrategy,
+    TimeBasedStrategy,
+    TokenBucketStrategy,
+    Usage,
+)
+from async_task_manager.task import Outcome, Task
+from async_task_manager.testing import check_strategy
+
+
+class Polled(BaseStrategy):
+    """What people write first: a deque and the four methods."""
+
+    def __init__(self, interval: float | None) -> None:
+        self.queue: deque[Task] = deque()
+        self.interval = interval
+
+    def add_task(self, task: Task) -> None:
+        self.queue.append(task)
+
+    def get_next_task(self) -> Task | None:
+        return self.queue.popleft() if self.queue else None
+
+    async def get_sleep_interval(self) -> float | None:
+        return self.interval
+
+
+STRATEGIES: list[Callable[[], BaseStrategy]] = [
+    lambda: ConcurrentLimitStrategy(2),
+    lambda: ConcurrentLimitStrategy(3, key="user", cost="tokens", default_cost=1),
+    lambda: DelayedStrategy(0.5),
+    lambda: DelayedStrategy(0.5, key="user", measure_from="start"),
+    lambda: FixedWindowStrategy(3, 2.0),
+    lambda: FixedWindowStrategy(3, "minute", align="clock", key="user"),
+    lambda: SlidingWindowStrategy(3, 2.0),
+    lambda: SlidingWindowStrategy(5, 2.0, min_interval=0.1, slack=0.05, key="user", cost="tokens"),
+    lambda: TokenBucketStrategy(2.0, 3, catch_up=0.0),
+    lambda: TokenBucketStrategy(2.0, 3, key="user", cost="tokens"),
+    PriorityQueueStrategy,
+    lambda: PriorityQueueStrategy(aging=10.0),
+    TimeBasedStrategy,
+    lambda: ProviderRouterStrategy(
+        [
+            Provider("P1", limits=[ConcurrentLimitStrategy(1)]),
+            Provider("P2", limits=[SlidingWindowStrategy(2, 1.0, key="user")]),
+        ]
+    ),
+    lambda: Polled(0.1),
+    lambda: Polled(None),
+    lambda: Polled(0),
+]
+
+
+def some_metadata(i: int) -> dict[str, Any]:
+    return {
+        "priority": ("low", "normal", "high")[i % 3],
+        "user": "ab"[i % 2],
+        "cost": {"tokens": 1 + i % 3},
+    }
+
+
+@pytest.mark.parametrize("factory", STRATEGIES, ids=lambda factory: repr(factory()))
+def test_the_contract_is_kept(factory: Callable[[], BaseStrategy]) -> None:
+    check_strategy(factory, metadata=some_metadata)
+
+
+class Loses(Polled):
+    def add_task(self, task: Task) -> None:
+        if len(self.queue) < 2:
+            super().add_task(task)
+
+
+class NeverAgain(ConcurrentLimitStrategy):
+    """Keeps its permits when the work fails."""
+
+    def release(self, grant: Any, outcome: Outcome, now: float) -> None:
+        if outcome.kind == "success":
+            super().release(grant, outcome, now)
+
+
+class Impure(ConcurrentLimitStrategy):
+    asked = 0
+
+    def ready_at(self, key: Hashable, cost: Any, now: float) -> float:
+        self.asked += 1
+        return super().ready_at(key, cost, now) if self.asked % 3 else now + 1
+
+
+class Late(TokenBucketStrategy):
+    """Says an instant, and is not open at it."""
+
+    def ready_at(self, key: Hashable, cost: Any, now: float) -> float:
+        instant = super().ready_at(key, cost, now)
+        return instant if instant <= now else min(now + 0.001, instant + 1)
+
+
+class Early(DelayedStrategy):
+    """Is open before the instant that it says."""
+
+    def ready_at(self, key: Hashable, cost: Any, now: float) -> float:
+        instant = super().ready_at(key, cost, now)
+        return instant if instant <= now + 0.2 else instant + 0.1
+
+
+class NanRank(Order):
+    def rank(self, task: Task, now: float) -> float:
+        return math.nan
+
+
+class FickleRank(Order):
+    rank_given = 0
+
+    def rank(self, task: Task, now: float) -> float:
+        self.rank_given += 1
+        return self.rank_given
+
+
+class Forgets(SlidingWindowStrategy):
+    """Its dump leaves out what counts."""
+
+    def dump(self) -> Any:
+        return type(self)(self.max_requests, self.window_seconds).dump_of_nothing()
+
+    def dump_of_nothing(self) -> Any:
+        return super().dump()
+
+    def load(self, state: Any) -> None:
+        self.__init__(self.max_requests, self.window_seconds)  # type: ignore[misc]
+
+
+class Holds(Limit):
+    """Never opens again after its first grant."""
+
+    taken = False
+
+    def ready_at(self, key: Hashable, cost: Any, now: float) -> float:
+        return math.inf if self.taken else now
+
+    def acquire(self, key: Hashable, cost: Any, now: float) -> None:
+        self.taken = True
+
+    def usage(self, key: Hashable, now: float) -> Usage:
+        return Usage(int(self.taken), 1)
+
+
+@pytest.mark.parametrize(
+    ("factory", "complaint"),
+    [
+        (lambda: Loses(0.1), "still wait"),
+        (lambda: NeverAgain(2), "still wait"),
+        (lambda: Impure(100), "pure"),
+        (lambda: Late(0.5, 1), "when that comes|pure"),
+        (lambda: Early(0.5, measure_from="start"), "already"),
+        (NanRank, "sortable|NaN"),
+        (FickleRank, "another rank"),
+        (lambda: Forgets(2, 5.0), "dump and load"),
+        (Holds, "still wait"),
+    ],
+)
+def test_the_kit_notices(factory: Callable[[], BaseStrategy], complaint: str) -> None:
+    with pytest.raises((AssertionError, ValueError), match=complaint):
+        check_strategy(factory, within=30.0)
+
+
+def test_the_factory_must_make_new_ones() -> None:
+    one = ConcurrentLimitStrategy(1)
+    with pytest.raises(AssertionError, match="new strategy each time"):
+        check_strategy(lambda: one)
+
+
+def test_what_is_no_strategy_is_refused() -> None:
+    with pytest.raises(AssertionError, match="not a BaseStrategy"):
+        check_strategy(object)  # type: ignore[arg-type,return-value]
+
+
+async def test_it_also_runs_where_a_loop_runs_already() -> None:
+    """In a thread of its own, as any test of an async project may do."""
+    await asyncio.to_thread(check_strategy, lambda: ConcurrentLimitStrategy(1))
