@@ -40,15 +40,11 @@ def number(
             f"at most {at_most}" if at_most is not None else "",
         ]
         wanted = " and ".join(bound for bound in bounds if bound)
-        raise InvalidValue(
-            f"{name} must be a finite number {wanted}".rstrip() + f", not {value!r}"
-        )
+        raise InvalidValue(f"{name} must be a finite number {wanted}".rstrip() + f", not {value!r}")
     return value  # type: ignore[return-value]  # a Fraction does all that a float does here
 
 
-def whole(
-    name: str, value: object, *, at_least: int, at_most: int | None = None
-) -> int:
+def whole(name: str, value: object, *, at_least: int, at_most: int | None = None) -> int:
     """The value, if it is an int within the range.
 
     Raises:

@@ -782,7 +782,7 @@ class Driver(asyncio.Task[None]):
         return self.handle.name
 
     def cancel(self, msg: Any | None = None) -> bool:
-        """Cancelled before its first step, a coroutine never runs: someone else must notice then."""
+        """Cancelled before its first step, a coroutine never runs: someone else has to notice."""
         run = self.handle._run
         if run is not None and run.started is None:
             host = self.handle._host()

@@ -89,7 +89,7 @@ class Outcome:
 
     @property
     def retry_after(self) -> Any:
-        """What the error says about when to come back (seconds or an aware datetime), if anything."""
+        """What the error says about when to come back: seconds, an aware datetime, or None."""
         return getattr(self.error, "retry_after", None)
 
 
@@ -107,7 +107,7 @@ class Host(Protocol):
 
 
 class Failure:
-    """An error as an outcome: it is raised anew for every waiter, and logged if nobody ever looks."""
+    """An error as an outcome: raised anew for every waiter, logged if nobody ever looks."""
 
     __slots__ = ("error", "label", "retrieved", "traceback")
 
@@ -146,14 +146,11 @@ class Run:
     value: Any
     actual: float | None
 
-    def __init__(self) -> None:
-        self.attempt = 0
-        self.driver = self.actual = None
-
-    def __getattr__(self, name: str) -> None:
-        # Slots are filled when the thing happens; until then each reads as None.
+    def __getattr__(self, name: str) -> Any:
+        # Slots are filled when the thing happens, for speed; until then each reads as nothing.
         if name not in Run.__slots__:
             raise AttributeError(name)
+        return 0 if name == "attempt" else None
 
 
 class Options:
@@ -267,7 +264,8 @@ class Task(Generic[T_co]):
         """The name given to ``add_task``, else that of the function, with the id."""
         if self._options is not None and self._options.name is not None:
             return self._options.name
-        name = getattr(self._work, "__qualname__", None)
+        work = getattr(self._work, "func", self._work)  # a partial goes by its function
+        name = getattr(work, "__qualname__", None)
         return f"{name}-{self.id}" if name else f"task-{self.id}"
 
     @property
@@ -287,7 +285,7 @@ class Task(Generic[T_co]):
 
     @property
     def created_at(self) -> float | None:
-        """Epoch seconds at which it was accepted (at the manager's first start, if added before)."""
+        """Epoch seconds of its acceptance; of the manager's first start, if added before that."""
         return self._wall(self._created) if self._lane is not None else None
 
     @property
@@ -444,7 +442,10 @@ class Task(Generic[T_co]):
         run = self._run
         if run is None:
             run = self._run = Run()
-        run.attempt += 1
+            run.attempt = 1
+            run.driver = run.actual = None
+        else:
+            run.attempt += 1
         run.grants = grants
         run.started = None
         return run
@@ -562,7 +563,7 @@ _callback_tasks: set[asyncio.Future[Any]] = set()
 
 
 def notify(task: Task[Any], fn: Callable[[Any], Any], context: Context) -> None:
-    """Calls a done-callback soon, in the context of whoever added it; at once where no loop runs."""
+    """Calls a done-callback soon, in its adder's context; at once where no loop runs."""
 
     def call() -> None:
         try:

@@ -212,6 +212,18 @@ def test_a_cost_known_before_the_start_counts_at_once() -> None:
     assert limit.usage(None, 1.0).used == 6
 
 
+def test_an_actual_cost_moves_the_instants() -> None:
+    limit = SlidingWindowStrategy(10, 60)
+    first, second, _ = start(limit, 0.0, 4), start(limit, 1.0, 4), start(limit, 2.0, 2)
+    assert [limit.ready_at(None, cost, 2.0) for cost in (1, 4, 5, 8, 9)] == [60, 60, 61, 61, 62]
+    limit.settle(second, 1.5, 2.0)
+    assert limit.usage(None, 2.0).used == 7.5
+    assert [limit.ready_at(None, cost, 2.0) for cost in (2, 6, 8, 9)] == [2, 60, 61, 62]
+    limit.settle(first, 9, 2.0)
+    assert [limit.ready_at(None, cost, 2.0) for cost in (1, 6, 7, 8, 9)] == [60, 60, 61, 61, 62]
+    assert limit.usage(None, 60.0).used == 3.5
+
+
 def test_a_cost_learnt_after_it_expired_changes_nothing() -> None:
     limit = SlidingWindowStrategy(10, 60)
     grant = start(limit, 0.0, 4)
@@ -281,6 +293,14 @@ def test_keys_have_windows_of_their_own_and_idle_ones_are_forgotten() -> None:
         start(limit, second, key=None)
     assert set(limit._logs) == {None}
     start(limit, 1053.0, key=None)
+
+
+def test_a_key_is_remembered_while_its_interval_lasts() -> None:
+    limit = SlidingWindowStrategy(1, 1, min_interval=10, key="user")
+    start(limit, 0.0, key="ada")
+    for second in (5.0, 6.0):
+        start(limit, second, key=second)
+    assert limit.ready_at("ada", 1, 6.0) == 10.0
 
 
 def test_parameters_change_at_once() -> None:

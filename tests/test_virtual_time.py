@@ -513,7 +513,7 @@ def outer_project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) ->
         r"```python( notest)?\n(.*?)```", (ROOT / "docs/testing.md").read_text(), re.S
     )
     (conftest,) = (code for _, code in blocks if "pytest_plugins" in code)
-    (test_file,) = (code for _, code in blocks if "def test_" in code)
+    (test_file,) = (code for _, code in blocks if "async def test_" in code)
     pytester.makeconftest(conftest)
     pytester.makepyfile(test_documented=test_file)
     pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function\n")

@@ -320,7 +320,7 @@ class Dispatch:
         return None
 
     def read(self, node: Node, now: float) -> None:
-        """Looks at the first lane of a node: wakes it if the node is open, else notes the instant."""
+        """Looks at the first lane of a node: wakes it if the node is open, else notes when."""
         lane = node.first()
         if lane is None:
             nodes = node.gate.pins if isinstance(node.gate, RouterGate) else node.gate.nodes
@@ -355,7 +355,7 @@ class Dispatch:
                 self.calendar.push(instant, node)
 
     def opened(self, lane: Lane, now: float) -> bool:
-        """Whether a node at which the lane is parked is open for it, and nobody is before it there."""
+        """Whether a node at which the lane is parked is open for it, with nobody before it."""
         for node in lane.nodes:
             if node.first() is lane and not isinstance(node.gate, RouterGate):
                 if self.instant(node, lane, now) <= now:
@@ -363,7 +363,7 @@ class Dispatch:
         return False
 
     def ask(self, lane: Lane, task: Task[Any], now: float) -> Refusal | dict[int, Branch]:
-        """Asks every gate in turn: the first refusal, or the branches to take (none: no routers)."""
+        """Asks every gate in turn: the first refusal, or the branches to take."""
         way: dict[int, Branch] = {}
         for gate, key, cost in zip(self.gates, lane.keys, task._costs, strict=True):
             if isinstance(gate, Gate):
@@ -613,9 +613,7 @@ class SingleLane:
         self.fixed: tuple[Any, ...] | None = None
         """The costs of every task, where no limit looks at the task; checked once a change."""
         self.stamped = tuple(
-            (i, limit)
-            for i, limit in enumerate(limits)
-            if type(limit).started is not Limit.started
+            (i, limit) for i, limit in enumerate(limits) if type(limit).started is not Limit.started
         )
 
     def costs(self, task: Task[Any]) -> tuple[Any, ...]:
@@ -634,7 +632,7 @@ class SingleLane:
     def join(self, task: Task[Any], now: float) -> None:
         lane = self.only
         lane.push(task)
-        if lane.size == 1 or (task._rank is not None and lane.peek() is task):
+        if lane.front[0] is task:
             self.wake = now
 
     def remove(self, task: Task[Any], now: float) -> None:
@@ -645,7 +643,11 @@ class SingleLane:
         """As `Dispatch.pull`."""
         lane = self.only
         limits = self.limits
-        while (task := lane.peek()) is not None:
+        while front := lane.front:
+            task = front[0]
+            if task._state != "queued":
+                lane.peek()
+                continue
             costs = task._costs
             i = 0
             try:
@@ -659,13 +661,12 @@ class SingleLane:
                 lane.pop()
                 self.chain.reject(task, error, now)
                 continue
-            lane.pop()
-            i = 0
-            grants = []
-            for limit in limits:
-                grants.append(limit.acquire(None, costs[i], now))
-                i += 1
-            task._enter(grants)
+            if len(front) > 1:
+                front.popleft()
+                lane.size -= 1
+            else:
+                lane.pop()
+            task._enter([limit.acquire(None, costs[i], now) for i, limit in enumerate(limits)])
             return task
         self.wake = inf
         return None
@@ -683,10 +684,8 @@ class SingleLane:
 
     def release(self, task: Task[Any], outcome: Outcome, now: float) -> None:
         grants = self.grants_of(task)
-        i = 0
-        for limit in self.limits:
+        for i, limit in enumerate(self.limits):
             limit.release(grants[i], outcome, now)
-            i += 1
         self.wake = now
 
     def settle(self, task: Task[Any], actual_of: Any, now: float) -> None:

@@ -31,66 +31,78 @@ def _arrival(task: Task[Any]) -> int:
 class Queue:
     """Tasks by rank; within one rank first come, first served.
 
-    One deque per rank and a heap of ranks: O(1) within a rank, O(log levels) between them, and
-    tasks are never compared. A rank with a single task is that task itself. Cancelled tasks stay
-    until they come to the front, or until they are the majority.
+    The tasks of the best rank stand in `front`; other ranks wait in a dict of levels and a heap of
+    ranks: O(1) within a rank, O(log levels) between them, and tasks are never compared. A level
+    with a single task is that task itself. Cancelled tasks stay until they come to the front, or
+    until they are the majority.
     """
 
-    __slots__ = ("_dead", "_levels", "_ranks", "size")
+    __slots__ = ("_dead", "_levels", "_ranks", "best", "front", "size")
 
     def __init__(self) -> None:
+        self.size = 0
+        self.front: deque[Task[Any]] = deque()
+        self.best: Any = None
+        """The rank of those in front, if there are any."""
         self._levels: dict[Any, Any] = {}
         self._ranks: list[Any] = []
         self._dead = 0
-        self.size = 0
 
     def push(self, task: Task[Any]) -> None:
         """Adds a task; one that comes back (a retry) regains its place by arrival."""
         self.size += 1
-        rank = task._rank
+        front = self.front
+        if front:
+            rank = task._rank
+            if rank != self.best:
+                if rank < self.best:
+                    self._levels[self.best] = front
+                    heappush(self._ranks, self.best)
+                    self.best = rank
+                    self.front = deque((task,))
+                else:
+                    self._stash(task, rank)
+            elif front[-1]._seq < task._seq:
+                front.append(task)
+            else:
+                insert(front, task)
+        else:
+            self.best = task._rank
+            front.append(task)
+
+    def _stash(self, task: Task[Any], rank: Any) -> None:
         level = self._levels.get(rank)
         if level is None:
             heappush(self._ranks, rank)
             self._levels[rank] = task
-        elif type(level) is not deque:
-            first, second = (level, task) if level._seq < task._seq else (task, level)
-            self._levels[rank] = deque((first, second))
-        elif not level or level[-1]._seq < task._seq:
-            level.append(task)
-        elif task._seq < level[0]._seq:
-            level.appendleft(task)
+        elif type(level) is deque:
+            insert(level, task)
         else:
-            insort(level, task, key=_arrival)
+            self._levels[rank] = level = deque((level,))
+            insert(level, task)
 
     def peek(self) -> Task[Any] | None:
         """The best task that still waits; None if there is none. Amortised O(log levels)."""
-        ranks, levels = self._ranks, self._levels
-        while ranks:
-            rank = ranks[0]
-            level = levels[rank]
-            if type(level) is deque:
-                while level:
-                    task: Task[Any] = level[0]
-                    if task._state == "queued":
-                        return task
-                    level.popleft()
-                    self._dead -= 1
-            elif level._state == "queued":
-                return level  # type: ignore[no-any-return]
-            else:
-                self._dead -= 1
-            heappop(ranks)
-            del levels[rank]
+        front = self.front
+        while front:
+            task = front[0]
+            if task._state == "queued":
+                return task
+            self._dead -= 1
+            self.size += 1  # `lost` has counted it already
+            self.pop()
+            front = self.front
         return None
 
     def pop(self) -> None:
-        """Removes what `peek` gave just now."""
+        """Removes the first, which `peek` gave just now."""
         self.size -= 1
-        level = self._levels[self._ranks[0]]
-        if type(level) is deque and len(level) > 1:
-            level.popleft()
-        else:
-            del self._levels[heappop(self._ranks)]
+        front = self.front
+        front.popleft()
+        if not front and self._ranks:
+            self.best = heappop(self._ranks)
+            level = self._levels.pop(self.best)
+            self.front = level if type(level) is deque else deque((level,))
 
     def lost(self) -> None:
         """One of the tasks no longer waits; it is dropped when it comes up, or in a sweep."""
@@ -98,6 +110,7 @@ class Queue:
         self._dead += 1
         if self._dead > PRUNE_AT and self._dead > self.size:
             waiting = sorted(self, key=_arrival)
+            self.front.clear()
             self._levels.clear()
             self._ranks.clear()
             self._dead = self.size = 0
@@ -106,10 +119,20 @@ class Queue:
 
     def __iter__(self) -> Iterator[Task[Any]]:
         """The tasks that wait, rank by rank (ranks in no order)."""
-        for level in self._levels.values():
+        for level in (self.front, *self._levels.values()):
             for task in level if type(level) is deque else (level,):
                 if task._state == "queued":
                     yield task
+
+
+def insert(level: deque[Task[Any]], task: Task[Any]) -> None:
+    """Puts a task into its place by arrival: nearly always at one of the ends."""
+    if level[-1]._seq < task._seq:
+        level.append(task)
+    elif task._seq < level[0]._seq:
+        level.appendleft(task)
+    else:
+        insort(level, task, key=_arrival)
 
 
 class Lane(Queue):
@@ -132,10 +155,7 @@ class Lane(Queue):
     def __init__(
         self, chain: Chain, identity: Hashable, keys: tuple[Any, ...], groups: tuple[Any, ...]
     ) -> None:
-        self._levels = {}
-        self._ranks = []
-        self._dead = 0
-        self.size = 0
+        super().__init__()
         self.chain = chain
         self.identity = identity
         self.keys = keys

@@ -442,7 +442,7 @@ class Branch:
 
 
 class Router(Role):
-    """Where? Tasks take one of several branches, chosen at dispatch, each with limits of its own."""
+    """Where? Tasks take one of several branches, chosen at dispatch, each with its own limits."""
 
     @abstractmethod
     def pin_of(self, task: Task) -> Hashable:

@@ -72,6 +72,8 @@ class Chain(BaseStrategy):
         self.foreign = self._pipeline()
         self._whole = self.foreign if len(self.stages) == 1 else None
         self.dispatch = self._machine()
+        self._direct = not self.holds and self.foreign is None
+        """A task without time limits of its own joins its lane at once."""
         self.stamps = any(
             type(policy).started is not Limit.started
             for policy in self._policies()
@@ -169,7 +171,7 @@ class Chain(BaseStrategy):
 
     @classmethod
     def of(cls, strategy: BaseStrategy) -> Chain:
-        """The strategy as a chain: itself, the private chain in which it holds tasks, or a new one."""
+        """The strategy as a chain: itself, the private one in which it has tasks, or a new one."""
         if isinstance(strategy, Chain) and not is_foreign(strategy):
             return strategy
         if not isinstance(strategy, BaseStrategy):
@@ -222,6 +224,10 @@ class Chain(BaseStrategy):
         else:
             self._plan(task)
         task._rank = self._rank(task, now) if self.orders else None
+        if self._direct and task._options is None:
+            self._accept(task, now)
+            dispatch.join(task, now)
+            return
         opens, opens_wall = 0.0, -inf
         for hold in self.holds:
             bound = hold.not_before(task, now)
@@ -250,10 +256,7 @@ class Chain(BaseStrategy):
             self._inside[task] = whole
         self._accept(task, now)
         if whole is None:
-            if opens <= now and opens_wall == -inf and self.foreign is None:
-                dispatch.join(task, now)
-            else:
-                self._hold_or_join(task, opens, opens_wall, now)
+            self._hold_or_join(task, opens, opens_wall, now)
 
     def _accept(self, task: Task[Any], now: float) -> None:
         if task.id > self._last_arrival:
@@ -538,7 +541,7 @@ class Chain(BaseStrategy):
     # ---- what changes from outside ----------------------------------------------------------
 
     def set_wall_offset(self, offset: float, now: float) -> None:
-        """Wall time is chain time plus ``offset`` from now on: at the start and after clock steps."""
+        """Wall time is chain time plus ``offset``, from now on: at the start and after steps."""
         self._offset = offset
         self.now = max(self.now, now)
         for policy in tuple(self._bound.values()):

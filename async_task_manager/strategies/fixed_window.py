@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Hashable
-from datetime import date, datetime, timedelta, tzinfo
+from datetime import UTC, date, datetime, timedelta, tzinfo
 from fractions import Fraction
 from math import floor, inf
 from typing import TYPE_CHECKING, Any, TypeAlias
-from zoneinfo import ZoneInfo
 
 from async_task_manager._validate import exact, number, one_of
 from async_task_manager.errors import InvalidType, InvalidValue
@@ -117,7 +116,7 @@ class FixedWindowStrategy(Limit):
         if timezone is not None and not self._by_clock:
             raise InvalidValue(f"timezone={timezone!r} needs align='clock'")
         self._timezone = timezone
-        self._zone = _zone(timezone)
+        self._zone = _zone(timezone) if self._by_clock else UTC
         self._window = self._checked(window_seconds)
         self._slack = plain(number("slack", slack, at_least=0))
         self._offset = 0.0
@@ -323,11 +322,13 @@ class FixedWindowStrategy(Limit):
 
 def _zone(timezone: object) -> tzinfo:
     if timezone is None:
-        return ZoneInfo("UTC")
+        return UTC
     if isinstance(timezone, tzinfo):
         return timezone
     if not isinstance(timezone, str):
         raise InvalidType(f"timezone must be an IANA name, a tzinfo or None, not {timezone!r}")
+    from zoneinfo import ZoneInfo  # slow to load, and few need it
+
     try:
         return ZoneInfo(timezone)
     except (ValueError, OSError, KeyError):  # a malformed name, a directory's name, an unknown name

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["TokenBucketStrategy"]
 
 Grant: TypeAlias = "list[Any]"
-"""[key, bucket, cost, all that was charged by then]. A list, because it is made for
-every task, and an object with names takes three times as long."""
+"""[key, bucket, cost, all that was charged by then]. A list, because it is made for every task, and
+an object with names takes three times as long."""
 
 
 class _Bucket:
@@ -67,7 +67,7 @@ class TokenBucketStrategy(Limit):
         InvalidValue, InvalidType: A parameter is out of range or has the wrong type.
 
     All three numbers can be set at any time. Setting ``rate`` takes O(keys), everything else O(1).
-    Memory per key: two numbers. A key is forgotten once its bucket is full again.
+    Memory per key: three numbers. A key is forgotten once its bucket is full again.
 
     The algorithm is GCRA, the virtual scheduling of ITU-T I.371: no timer fills the bucket.
     """

@@ -8,6 +8,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Hashable, Iterator
+from functools import partial
 from typing import Any
 
 from async_task_manager.manager import TaskManager
@@ -106,11 +107,11 @@ async def _all_run_once(strategy: BaseStrategy, metadata: Metadata, within: floa
         return i
 
     manager = TaskManager(strategy, poll_interval=0.5)
-    tasks = [manager.add_task(lambda i=i: work(i), metadata(i)) for i in range(TASKS // 2)]
+    tasks = [manager.add_task(partial(work, i), metadata(i)) for i in range(TASKS // 2)]
     await manager.idle()
     for i in range(TASKS // 2, TASKS):
         await asyncio.sleep(0.05)
-        tasks.append(manager.add_task(lambda i=i: work(i), metadata(i)))
+        tasks.append(manager.add_task(partial(work, i), metadata(i)))
     await _done(manager, tasks, within)
     await manager.stop()
     assert sorted(runs) == list(range(TASKS)), f"ran {sorted(runs)} of {TASKS} tasks"
@@ -126,7 +127,7 @@ async def _failures_and_cancels(strategy: BaseStrategy, metadata: Metadata, with
             raise ZeroDivisionError(i)
 
     manager = TaskManager(strategy, poll_interval=0.5)
-    tasks = [manager.add_task(lambda i=i: work(i), metadata(i)) for i in range(TASKS)]
+    tasks = [manager.add_task(partial(work, i), metadata(i)) for i in range(TASKS)]
     for task in tasks:
         task.add_done_callback(lambda done: done.state == "failed" and done.exception())
     tasks[1].cancel()  # before the start
