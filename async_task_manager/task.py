@@ -30,6 +30,7 @@ from typing import (
 
 from typing_extensions import TypeVar
 
+from async_task_manager._validate import number
 from async_task_manager.errors import InvalidState, InvalidType
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ class Host(Protocol):
     def begun(self, task: Task[Any]) -> None: ...
     def ended(self, task: Task[Any], kind: TaskState, value: Any) -> None: ...
     def cancel(self, task: Task[Any]) -> bool: ...
+    def settle(self, task: Task[Any], actual: Any) -> None: ...
 
 
 class Failure:
@@ -410,6 +412,27 @@ class Task(Generic[T_co]):
         self._end("cancelled", None)
         return True
 
+    def settle(self, actual: float | dict[str, float]) -> None:
+        """Says what the running attempt really consumed, so that limits correct their estimates.
+
+        Args:
+            actual: A number for every limit that reads a cost, or numbers by unit:
+                ``{"tokens": 812}``. Limits that count tasks stay as they are.
+
+        Raises:
+            InvalidState: it doesn't run.
+            InvalidValue, InvalidType: a number is negative, NaN or infinite, or none.
+        """
+        if self._state != "running":
+            raise InvalidState(f"{self!r} does not run: there is nothing to settle")
+        for name, value in (actual if isinstance(actual, dict) else {"": actual}).items():
+            number(f"actual cost {name}".rstrip(), value, at_least=0)
+        if self._run is not None and not isinstance(actual, dict):
+            self._run.actual = actual
+        host = self._host()
+        if host is not None:
+            host.settle(self, actual)
+
     async def run(self) -> T_co:
         """Runs the work here and now, and gives its result: for a task that no manager runs.
 
@@ -491,6 +514,9 @@ class _Alone:
 
     def cancel(self, task: Task[Any]) -> bool:
         return False
+
+    def settle(self, task: Task[Any], actual: Any) -> None:
+        pass
 
 
 async def execute(task: Task[Any], host: Host) -> None:

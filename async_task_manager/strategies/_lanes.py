@@ -120,9 +120,8 @@ class Queue:
     def __iter__(self) -> Iterator[Task[Any]]:
         """The tasks that wait, rank by rank (ranks in no order)."""
         for level in (self.front, *self._levels.values()):
-            for task in level if type(level) is deque else (level,):
-                if task._state == "queued":
-                    yield task
+            tasks = level if isinstance(level, deque) else (level,)
+            yield from (task for task in tasks if task._state == "queued")
 
 
 def insert(level: deque[Task[Any]], task: Task[Any]) -> None:

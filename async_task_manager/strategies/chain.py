@@ -753,6 +753,11 @@ class _ByHand:
         driver = task._driver
         return driver is not None and driver.cancel()
 
+    def settle(self, task: Task[Any], actual: Any) -> None:
+        chain = self._chain()
+        assert chain is not None
+        chain.settle(task, actual, self.time())
+
 
 def outcome_of(
     kind: TaskState, value: Any, started: float | None, now: float, actual: float | None
