@@ -15,10 +15,12 @@ from asyncio import _get_running_loop
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf
 from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from async_task_manager._driver import Driver, hand_over, never_began
 from async_task_manager._validate import number, optional
 from async_task_manager.errors import (
     DeadlineExceeded,
@@ -30,7 +32,7 @@ from async_task_manager.errors import (
     TaskTimeout,
 )
 from async_task_manager.strategies.base import BaseStrategy, WallTime
-from async_task_manager.strategies.chain import Chain, outcome_of
+from async_task_manager.strategies.chain import Chain
 from async_task_manager.strategies.time_based import instant_of
 from async_task_manager.task import (
     Options,
@@ -41,6 +43,7 @@ from async_task_manager.task import (
     Work,
     discard,
     execute,
+    outcome_of,
 )
 
 if TYPE_CHECKING:
@@ -235,7 +238,7 @@ class TaskManager:
             except BaseException as error:
                 future.set_exception(error)
                 return
-            task.add_done_callback(lambda done: _copy(done, future))
+            task.add_done_callback(partial(hand_over, future=future))
             future.add_done_callback(
                 lambda done: done.cancelled() and loop.call_soon_threadsafe(task.cancel)
             )
@@ -558,7 +561,7 @@ class TaskManager:
             foreign = context.run(loop.create_task, execute(task, self))
             if not foreign.done():
                 run.driver = foreign
-                foreign.add_done_callback(lambda _: self._never_began(task, foreign))
+                foreign.add_done_callback(partial(never_began, task))
         options = task._options
         if options is not None and task in self._running:
             self._limit_run(task, options)
@@ -584,14 +587,6 @@ class TaskManager:
         if task._driver is not None and task._options is not None:
             task._options.expired = error
             task._driver.cancel()
-
-    def _never_began(self, task: Task[Any], driver: asyncio.Task[None]) -> None:
-        """A driver that was cancelled before its first step runs nothing: the accounts are kept
-        here.
-        """
-        run = task._run
-        if run is not None and run.driver is driver and run.started is None:
-            self.ended(task, "cancelled", None)
 
     def begun(self, task: Task[Any]) -> None:
         """The work's first instruction: windows stamp themselves here."""
@@ -769,33 +764,3 @@ class TaskManager:
         finally:
             for chore in tuple(self._chores):
                 chore.cancel()
-
-
-class Driver(asyncio.Task[None]):
-    """The asyncio.Task that runs one attempt."""
-
-    __slots__ = ("handle",)
-    handle: Task[Any]
-
-    def get_name(self) -> str:
-        """The task's name: made only if somebody asks."""
-        return self.handle.name
-
-    def cancel(self, msg: Any | None = None) -> bool:
-        """Cancelled before its first step, a coroutine never runs: someone else has to notice."""
-        run = self.handle._run
-        if run is not None and run.started is None:
-            host = self.handle._host()
-            if isinstance(host, TaskManager):
-                self.add_done_callback(lambda _: host._never_began(self.handle, self))
-        return super().cancel(msg)
-
-
-def _copy(task: Task[T], future: concurrent.futures.Future[T]) -> None:
-    """The outcome of a task becomes that of a thread's future."""
-    if future.cancelled() or not future.set_running_or_notify_cancel():
-        return
-    try:
-        future.set_result(task.result())
-    except BaseException as error:
-        future.set_exception(error)

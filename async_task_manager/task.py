@@ -31,6 +31,7 @@ from typing import (
 from typing_extensions import TypeVar
 
 from async_task_manager._validate import number
+from async_task_manager._watchers import Watchers, notify, resolve
 from async_task_manager.errors import InvalidState, InvalidType
 
 if TYPE_CHECKING:
@@ -92,6 +93,17 @@ class Outcome:
     def retry_after(self) -> Any:
         """What the error says about when to come back: seconds, an aware datetime, or None."""
         return getattr(self.error, "retry_after", None)
+
+
+def outcome_of(
+    kind: TaskState, value: Any, started: float | None, now: float, actual: float | None
+) -> Outcome:
+    """The outcome of an attempt, as limits and feedbacks see it."""
+    if kind == "succeeded":
+        return Outcome("success", started, now, None, actual)
+    if kind == "cancelled":
+        return Outcome("cancelled", started, now, None, actual)
+    return Outcome("failure", started, now, value, actual)
 
 
 class Host(Protocol):
@@ -184,16 +196,6 @@ class Options:
         self.not_after_wall = inf
         self.expired: Exception | None = None
         self.timer: asyncio.TimerHandle | None = None
-
-
-class Watchers:
-    """Who wants to know of the end: futures of waiters, and callbacks with their contexts."""
-
-    __slots__ = ("callbacks", "waiters")
-
-    def __init__(self) -> None:
-        self.waiters: dict[asyncio.Future[None], None] = {}
-        self.callbacks: list[tuple[Callable[[Any], Any], Context]] = []
 
 
 class Task(Generic[T_co]):
@@ -562,53 +564,3 @@ def discard(work: object) -> None:
     """Closes work that will never run, so that it does not warn that nobody awaited it."""
     if isinstance(work, Coroutine):
         work.close()
-
-
-def resolve(future: asyncio.Future[None]) -> None:
-    """Wakes a waiter, in whatever loop it waits; one that is gone is passed over."""
-
-    def wake() -> None:
-        if not future.done():
-            future.set_result(None)
-
-    loop = future.get_loop()
-    if loop.is_closed():
-        return
-    try:
-        here = asyncio.get_running_loop()
-    except RuntimeError:
-        here = None
-    if here is loop:
-        wake()
-    else:
-        loop.call_soon_threadsafe(wake)
-
-
-_callback_tasks: set[asyncio.Future[Any]] = set()
-"""Async callbacks that run: the loop itself keeps weak references only."""
-
-
-def notify(task: Task[Any], fn: Callable[[Any], Any], context: Context) -> None:
-    """Calls a done-callback soon, in its adder's context; at once where no loop runs."""
-
-    def call() -> None:
-        try:
-            answer = fn(task)
-            if inspect.isawaitable(answer):
-                future = asyncio.ensure_future(_guard(answer, task, fn))
-                _callback_tasks.add(future)
-                future.add_done_callback(_callback_tasks.discard)
-        except Exception:
-            logger.exception("a done-callback of %r raised: %r", task, fn)
-
-    try:
-        asyncio.get_running_loop().call_soon(call, context=context)
-    except RuntimeError:
-        context.run(call)
-
-
-async def _guard(answer: Awaitable[Any], task: Task[Any], fn: object) -> None:
-    try:
-        await answer
-    except Exception:
-        logger.exception("a done-callback of %r raised: %r", task, fn)

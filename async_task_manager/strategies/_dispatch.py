@@ -10,18 +10,17 @@ lane only.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterator
 from heapq import heappop, heappush
 from math import inf
 from typing import TYPE_CHECKING, Any
 
 from async_task_manager.errors import (
-    StrategyError,
-    TaskManagerError,
     TaskRejected,
     TaskTooLarge,
 )
 from async_task_manager.strategies._calendar import Calendar
+from async_task_manager.strategies._gates import Gate, Refusal, RouterGate, valid
 from async_task_manager.strategies._lanes import Lane, Node
 from async_task_manager.strategies.base import ALL, Branch, GroupOrder, Limit, Router
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from async_task_manager.strategies.chain import Chain
     from async_task_manager.task import Outcome, Task
 
-__all__ = ["Dispatch", "Gate", "RouterGate"]
+__all__ = ["Dispatch"]
 
 MAX_MOVES = 256
 """Lanes looked at in one pull: 100,000 of them behind one limit must not stall the loop."""
@@ -37,125 +36,6 @@ MAX_MOVES = 256
 PATIENCE = 4
 """Moves between nodes after which a lane holds its place at those it leaves. Without that, a task
 that needs two contended keys starves: whenever one is free, the other has just been taken."""
-
-
-class Gate:
-    """One limit of the chain, or of a branch, with the nodes at which lanes wait for it."""
-
-    __slots__ = ("branch", "index", "inner", "limit", "nodes")
-
-    def __init__(
-        self, limit: Limit, index: int, branch: Branch | None = None, inner: int = 0
-    ) -> None:
-        self.limit = limit
-        self.index = index
-        self.branch = branch
-        self.inner = inner
-        self.nodes: dict[Hashable, Node] = {}
-
-    def plan(self, task: Task[Any]) -> tuple[Hashable, Any]:
-        """The task's key and cost, once and for all; raises where it can never pass."""
-        limit = self.limit
-        key, cost = limit.key_of(task), limit.cost_of(task)
-        limit.check(key, cost)
-        return key, cost
-
-    def ready_at(self, lane: Lane, task: Task[Any], now: float) -> float:
-        """The limit's answer for the head of a lane."""
-        key, cost = lane.keys[self.index], task._costs[self.index]
-        if self.branch is not None:
-            key, cost = key[1][self.branch][self.inner], cost[self.branch][self.inner]
-        return self.limit.ready_at(key, cost, now)
-
-    def node(self, key: Hashable) -> Node:
-        node = self.nodes.get(key)
-        if node is None:
-            node = self.nodes[key] = Node(self, key)
-        return node
-
-    def all_nodes(self) -> Iterable[Node]:
-        return tuple(self.nodes.values())
-
-
-class RouterGate:
-    """A router, with the gates inside its branches and a node for each pin."""
-
-    __slots__ = ("index", "inner", "limit", "pins", "router")
-
-    def __init__(self, router: Router, index: int) -> None:
-        self.router = router
-        self.index = index
-        self.pins: dict[Hashable, Node] = {}
-        self.inner: dict[Branch, tuple[Gate, ...]] = {}
-
-    def gates(self, branch: Branch) -> tuple[Gate, ...]:
-        gates = self.inner.get(branch)
-        if gates is None:
-            gates = tuple(
-                Gate(limit, self.index, branch, i) for i, limit in enumerate(branch.limits)
-            )
-            self.inner[branch] = gates
-        return gates
-
-    def plan(self, task: Task[Any]) -> tuple[Hashable, Any]:
-        """As `plan_for`, with the pin that the router reads off the task."""
-        return self.plan_for(task, self.router.pin_of(task), lenient=False)
-
-    def plan_for(self, task: Task[Any], pin: Hashable, lenient: bool) -> tuple[Hashable, Any]:
-        """The pin with the keys in every branch, and the costs there; branches that can never
-        admit the task are left out. ``lenient``: also those whose metadata it lacks.
-
-        Raises:
-            TaskTooLarge: no branch, enabled or not, could ever admit it.
-            UnknownProvider: the pin is no branch's.
-        """
-        keys: dict[Branch, tuple[Hashable, ...]] = {}
-        costs: dict[Branch, tuple[Any, ...]] = {}
-        refusal: TaskManagerError | None = None
-        for branch in self.router.all_branches(pin):
-            try:
-                plans = [gate.plan(task) for gate in self.gates(branch)]
-            except TaskTooLarge as error:
-                refusal = error
-            except TaskManagerError as error:
-                if not lenient:
-                    raise
-                refusal = error
-            else:
-                keys[branch] = tuple(key for key, _ in plans)
-                costs[branch] = tuple(cost for _, cost in plans)
-        if not keys and refusal is not None:
-            raise refusal
-        return (pin, keys), costs
-
-    def pin_node(self, pin: Hashable) -> Node:
-        node = self.pins.get(pin)
-        if node is None:
-            node = self.pins[pin] = Node(self, pin)  # type: ignore[arg-type]
-        return node
-
-    def all_nodes(self) -> Iterable[Node]:
-        yield from tuple(self.pins.values())
-        for gates in tuple(self.inner.values()):
-            for gate in gates:
-                yield from gate.all_nodes()
-
-
-class Refusal:
-    """Where a lane has to wait: nodes, and the instants that they named (None: behind a better
-    lane).
-    """
-
-    __slots__ = ("instants", "nodes")
-
-    def __init__(self) -> None:
-        self.nodes: list[Node] = []
-        self.instants: list[float | None] = []
-
-    def add(self, node: Node, instant: float | None) -> Refusal:
-        self.nodes.append(node)
-        self.instants.append(instant)
-        return self
 
 
 class Dispatch:
@@ -588,123 +468,5 @@ class Dispatch:
             yield from lane
 
 
-def valid(instant: float, limit: Limit) -> float:
-    """The instant, unless a limit gave something that is none."""
-    if instant != instant:  # NaN compares unequal with everything
-        raise StrategyError(f"{limit!r}: ready_at returned {instant!r}, not an instant")
-    return instant
-
-
 def _node_is_due(instant: float, node: Node) -> bool:
     return node.due == instant
-
-
-class SingleLane:
-    """The same for a chain without keys, groups and routers: one lane; peek, ask, commit.
-
-    What runs once per task is written out here: a method call more is felt in every benchmark.
-    """
-
-    def __init__(self, chain: Chain, limits: tuple[Limit, ...]) -> None:
-        self.chain = chain
-        self.limits = limits
-        self.only = Lane(chain, None, (None,) * len(limits), ())
-        self.wake = inf
-        self.fixed: tuple[Any, ...] | None = None
-        """The costs of every task, where no limit looks at the task; checked once a change."""
-        self.stamped = tuple(
-            (i, limit) for i, limit in enumerate(limits) if type(limit).started is not Limit.started
-        )
-
-    def costs(self, task: Task[Any]) -> tuple[Any, ...]:
-        """What the task costs at each limit; raises where it can never pass."""
-        costs = tuple([limit.cost_of(task) for limit in self.limits])
-        for limit, cost in zip(self.limits, costs, strict=True):
-            limit.check(None, cost)
-        if all(
-            type(limit).cost_of is Limit.cost_of
-            and (limit.cost is None or isinstance(limit.cost, int | float))
-            for limit in self.limits
-        ):
-            self.fixed = costs
-        return costs
-
-    def join(self, task: Task[Any], now: float) -> None:
-        lane = self.only
-        lane.push(task)
-        if lane.front[0] is task:
-            self.wake = now
-
-    def remove(self, task: Task[Any], now: float) -> None:
-        self.only.lost()
-        self.wake = now
-
-    def pull(self, now: float) -> Task[Any] | None:
-        """As `Dispatch.pull`."""
-        lane = self.only
-        limits = self.limits
-        while front := lane.front:
-            task = front[0]
-            if task._state != "queued":
-                lane.peek()
-                continue
-            costs = task._costs
-            i = 0
-            try:
-                for limit in limits:
-                    instant = limit.ready_at(None, costs[i], now)
-                    if not instant <= now:
-                        self.wake = valid(instant, limit)
-                        return None
-                    i += 1
-            except (TaskRejected, TaskTooLarge) as error:
-                lane.pop()
-                self.chain.reject(task, error, now)
-                continue
-            if len(front) > 1:
-                front.popleft()
-                lane.size -= 1
-            else:
-                lane.pop()
-            task._enter([limit.acquire(None, costs[i], now) for i, limit in enumerate(limits)])
-            return task
-        self.wake = inf
-        return None
-
-    def begun(self, task: Task[Any], now: float) -> bool:
-        if not self.stamped:
-            return False
-        grants = self.grants_of(task)
-        for i, limit in self.stamped:
-            limit.started(grants[i], now)
-        if self.only.size:
-            self.wake = now
-            return True
-        return False
-
-    def release(self, task: Task[Any], outcome: Outcome, now: float) -> None:
-        grants = self.grants_of(task)
-        for i, limit in enumerate(self.limits):
-            limit.release(grants[i], outcome, now)
-        self.wake = now
-
-    def settle(self, task: Task[Any], actual_of: Any, now: float) -> None:
-        for limit, grant in zip(self.limits, self.grants_of(task), strict=True):
-            actual = actual_of(limit)
-            if actual is not None:
-                limit.settle(grant, actual, now)
-        self.wake = now
-
-    @staticmethod
-    def grants_of(task: Task[Any]) -> Any:
-        return task._run.grants  # type: ignore[union-attr]  # it runs, so it has one
-
-    def limit_changed(self, limit: Limit, key: Hashable) -> None:
-        self.fixed = None
-        self.wake = self.chain.now
-
-    def next_wake(self, now: float) -> float:
-        return self.wake if self.only.size else inf
-
-    def waiting(self) -> Iterator[Task[Any]]:
-        yield from self.only

@@ -14,7 +14,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from async_task_manager.strategies._dispatch import Gate
+    from async_task_manager.strategies._gates import Gate
     from async_task_manager.strategies.chain import Chain
     from async_task_manager.task import Task
 

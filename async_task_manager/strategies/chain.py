@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +18,12 @@ from async_task_manager.errors import (
     StrategyInUse,
     TaskManagerError,
 )
+from async_task_manager.strategies._by_hand import ByHand
 from async_task_manager.strategies._calendar import Calendar
-from async_task_manager.strategies._dispatch import Dispatch, Gate, RouterGate, SingleLane
+from async_task_manager.strategies._dispatch import Dispatch
 from async_task_manager.strategies._foreign import ForeignStage
+from async_task_manager.strategies._gates import Gate, RouterGate
+from async_task_manager.strategies._single_lane import SingleLane
 from async_task_manager.strategies.base import (
     ALL,
     BaseStrategy,
@@ -85,7 +87,7 @@ class Chain(BaseStrategy):
         self._bound: dict[int, Role] = {}
         self._bind()
 
-        self._by_hand = _ByHand(self)
+        self._by_hand = ByHand(self)
         self._manager: weakref.ref[Host] | None = None
         self.now = 0.0
         """Chain time as last heard."""
@@ -699,75 +701,6 @@ class _Bound:
 def _matters(instant: float, bound: _Bound) -> bool:
     state = bound.task._state
     return state == "queued" or (state == "running" and bound.error is not None)
-
-
-class _ByHand:
-    """The host of a chain without a manager: a monotonic clock from 0, and tasks that end
-    themselves.
-    """
-
-    def __init__(self, chain: Chain, clock: Callable[[], float] = time.monotonic) -> None:
-        self._chain = weakref.ref(chain)
-        self._clock = clock
-        self._zero: float | None = None
-        self.epoch = 0.0
-
-    def start(self) -> None:
-        if self._zero is None:
-            self._zero = self._clock()
-            self.epoch = time.time()
-            chain = self._chain()
-            assert chain is not None
-            chain.set_wall_offset(self.epoch, 0.0)
-
-    def time(self) -> float:
-        return 0.0 if self._zero is None else self._clock() - self._zero
-
-    def wake(self) -> None:
-        pass
-
-    def begun(self, task: Task[Any]) -> None:
-        chain = self._chain()
-        assert chain is not None
-        run = task._progress()
-        run.started = self.time()
-        chain.begun(task, run.started)
-
-    def ended(self, task: Task[Any], kind: TaskState, value: Any) -> None:
-        chain = self._chain()
-        assert chain is not None
-        now = self.time()
-        run = task._progress()
-        run.finished = now
-        outcome = outcome_of(kind, value, run.started, now, run.actual)
-        if not chain.finish(task, outcome, now):
-            task._end(kind, value)
-
-    def cancel(self, task: Task[Any]) -> bool:
-        chain = self._chain()
-        assert chain is not None
-        if task._state == "queued":
-            chain.cancel(task, self.time())
-            task._end("cancelled", None)
-            return True
-        driver = task._driver
-        return driver is not None and driver.cancel()
-
-    def settle(self, task: Task[Any], actual: Any) -> None:
-        chain = self._chain()
-        assert chain is not None
-        chain.settle(task, actual, self.time())
-
-
-def outcome_of(
-    kind: TaskState, value: Any, started: float | None, now: float, actual: float | None
-) -> Outcome:
-    """The outcome of an attempt, as limits and feedbacks see it."""
-    if kind == "succeeded":
-        return Outcome("success", started, now, None, actual)
-    if kind == "cancelled":
-        return Outcome("cancelled", started, now, None, actual)
-    return Outcome("failure", started, now, value, actual)
 
 
 def is_foreign(strategy: BaseStrategy) -> bool:

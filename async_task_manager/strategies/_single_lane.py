@@ -1,0 +1,129 @@
+"""The dispatch of chains without keys, groups and routers."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from async_task_manager.errors import TaskRejected, TaskTooLarge
+from async_task_manager.strategies._gates import valid
+from async_task_manager.strategies._lanes import Lane
+from async_task_manager.strategies.base import Limit
+
+if TYPE_CHECKING:
+    from async_task_manager.strategies.chain import Chain
+    from async_task_manager.task import Outcome, Task
+
+__all__ = ["SingleLane"]
+
+
+class SingleLane:
+    """The same for a chain without keys, groups and routers: one lane; peek, ask, commit.
+
+    What runs once per task is written out here: a method call more is felt in every benchmark.
+    """
+
+    def __init__(self, chain: Chain, limits: tuple[Limit, ...]) -> None:
+        self.chain = chain
+        self.limits = limits
+        self.only = Lane(chain, None, (None,) * len(limits), ())
+        self.wake = inf
+        self.fixed: tuple[Any, ...] | None = None
+        """The costs of every task, where no limit looks at the task; checked once a change."""
+        self.stamped = tuple(
+            (i, limit) for i, limit in enumerate(limits) if type(limit).started is not Limit.started
+        )
+
+    def costs(self, task: Task[Any]) -> tuple[Any, ...]:
+        """What the task costs at each limit; raises where it can never pass."""
+        costs = tuple([limit.cost_of(task) for limit in self.limits])
+        for limit, cost in zip(self.limits, costs, strict=True):
+            limit.check(None, cost)
+        if all(
+            type(limit).cost_of is Limit.cost_of
+            and (limit.cost is None or isinstance(limit.cost, int | float))
+            for limit in self.limits
+        ):
+            self.fixed = costs
+        return costs
+
+    def join(self, task: Task[Any], now: float) -> None:
+        lane = self.only
+        lane.push(task)
+        if lane.front[0] is task:
+            self.wake = now
+
+    def remove(self, task: Task[Any], now: float) -> None:
+        self.only.lost()
+        self.wake = now
+
+    def pull(self, now: float) -> Task[Any] | None:
+        """As `Dispatch.pull`."""
+        lane = self.only
+        limits = self.limits
+        while front := lane.front:
+            task = front[0]
+            if task._state != "queued":
+                lane.peek()
+                continue
+            costs = task._costs
+            i = 0
+            try:
+                for limit in limits:
+                    instant = limit.ready_at(None, costs[i], now)
+                    if not instant <= now:
+                        self.wake = valid(instant, limit)
+                        return None
+                    i += 1
+            except (TaskRejected, TaskTooLarge) as error:
+                lane.pop()
+                self.chain.reject(task, error, now)
+                continue
+            if len(front) > 1:
+                front.popleft()
+                lane.size -= 1
+            else:
+                lane.pop()
+            task._enter([limit.acquire(None, costs[i], now) for i, limit in enumerate(limits)])
+            return task
+        self.wake = inf
+        return None
+
+    def begun(self, task: Task[Any], now: float) -> bool:
+        if not self.stamped:
+            return False
+        grants = self.grants_of(task)
+        for i, limit in self.stamped:
+            limit.started(grants[i], now)
+        if self.only.size:
+            self.wake = now
+            return True
+        return False
+
+    def release(self, task: Task[Any], outcome: Outcome, now: float) -> None:
+        grants = self.grants_of(task)
+        for i, limit in enumerate(self.limits):
+            limit.release(grants[i], outcome, now)
+        self.wake = now
+
+    def settle(self, task: Task[Any], actual_of: Any, now: float) -> None:
+        for limit, grant in zip(self.limits, self.grants_of(task), strict=True):
+            actual = actual_of(limit)
+            if actual is not None:
+                limit.settle(grant, actual, now)
+        self.wake = now
+
+    @staticmethod
+    def grants_of(task: Task[Any]) -> Any:
+        return task._run.grants  # type: ignore[union-attr]  # it runs, so it has one
+
+    def limit_changed(self, limit: Limit, key: Hashable) -> None:
+        self.fixed = None
+        self.wake = self.chain.now
+
+    def next_wake(self, now: float) -> float:
+        return self.wake if self.only.size else inf
+
+    def waiting(self) -> Iterator[Task[Any]]:
+        yield from self.only
