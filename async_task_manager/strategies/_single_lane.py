@@ -85,7 +85,12 @@ class SingleLane:
                 lane.size -= 1
             else:
                 lane.pop()
-            task._enter([limit.acquire(None, costs[i], now) for i, limit in enumerate(limits)])
+            i = 0
+            grants = []
+            for limit in limits:
+                grants.append(limit.acquire(None, costs[i], now))
+                i += 1  # noqa: SIM113  # enumerate makes this loop half as fast
+            task._enter(grants)
             return task
         self.wake = inf
         return None
@@ -103,8 +108,10 @@ class SingleLane:
 
     def release(self, task: Task[Any], outcome: Outcome, now: float) -> None:
         grants = self.grants_of(task)
-        for i, limit in enumerate(self.limits):
+        i = 0
+        for limit in self.limits:
             limit.release(grants[i], outcome, now)
+            i += 1  # noqa: SIM113  # as in `pull`
         self.wake = now
 
     def settle(self, task: Task[Any], actual_of: Any, now: float) -> None:
