@@ -606,7 +606,10 @@ class TaskManager:
     def ended(self, task: Task[Any], kind: TaskState, value: Any) -> None:
         """An attempt is over: permits go back, waiters are told, or it is queued again."""
         run: Run = task._run  # type: ignore[assignment]  # it was handed out
-        del self._running[task]
+        try:
+            del self._running[task]
+        except KeyError:
+            return  # its loop was closed under it, and it was given up when the next one came
         now = self._read() - self._zero
         if now < self._now:
             now = self._now

@@ -335,7 +335,7 @@ class Task(Generic[T_co]):
             try:
                 raise error.with_traceback(cast("Run", self._run).value.traceback)
             finally:
-                del error  # a frame that holds its own exception is garbage for the collector only
+                del error, self  # this frame, in the traceback, must not lead back to the error
         return cast("Run", self._run).value  # type: ignore[no-any-return]
 
     def exception(self) -> BaseException | None:
@@ -374,7 +374,10 @@ class Task(Generic[T_co]):
                 await future
             finally:
                 waiters.pop(future, None)
-        return self.result()
+        try:
+            return self.result()
+        finally:
+            del self  # as in `result`
 
     def __await__(self) -> Generator[Any, None, T_co]:
         return self.wait().__await__()
@@ -483,7 +486,7 @@ class Task(Generic[T_co]):
         if state == "succeeded":
             run.value = value
         else:
-            run.value = None if state == "cancelled" else Failure(value, repr(self))
+            run.value = None if state == "cancelled" else Failure(value, self.name)
             discard(self._work)
         self._state = state
         run.driver = run.grants = None
