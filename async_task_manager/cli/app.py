@@ -1,0 +1,57 @@
+"""The commands: thin; they parse, call the runner, and print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from async_task_manager.errors import MissingExtra
+
+try:
+    import typer
+except ImportError as error:
+    raise MissingExtra("cli", "typer") from error
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="atm",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Work that must respect limits.",
+)
+
+
+@app.callback()
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Work that must respect limits."""
+
+
+@app.command()
+def run(
+    requests: Annotated[Path, typer.Argument(help="JSONL: one HTTP request per line.")],
+    config: Annotated[Path, typer.Option(help="TOML: the providers and their limits.")],
+    output: Annotated[Path, typer.Option(help="JSONL: one result per line, as they finish.")],
+    force: Annotated[bool, typer.Option(help="Overwrite an output that exists.")] = False,
+    look_ahead: Annotated[
+        int, typer.Option(min=1, help="Requests read ahead: as far as priorities reach.")
+    ] = 1000,
+) -> None:
+    """Sends the requests of a file through rate-limited providers.
+
+    A request is a JSON object: `id`, `method`, `path` (below the provider's base_url) or `url`,
+    `headers`, `json` or `body`, `provider`, `priority` (high, normal, low or a number),
+    `valid_after` (ISO-8601, or "+3s"), `cost` (a number, or {"tokens": 900}).
+
+    Ctrl-C starts nothing more and finishes what runs; a second one cancels that.
+
+    Exit codes: 0 every request succeeded; 1 some did not; 2 bad usage; 130 interrupted.
+
+    **Example:** `atm run requests.jsonl --config flow.toml --output results.jsonl`
+    """
+    from async_task_manager.cli.run import run_command
+
+    raise typer.Exit(run_command(requests, config, output, force=force, look_ahead=look_ahead))

@@ -1,0 +1,13 @@
+"""One TOML file becomes a chain of strategies."""
+
+from __future__ import annotations
+
+from async_task_manager.config.flow import (
+    ConfigError,
+    FlowConfig,
+    ProviderConfig,
+    build_chain,
+    load_config,
+)
+
+__all__ = ["ConfigError", "FlowConfig", "ProviderConfig", "build_chain", "load_config"]
