@@ -11,8 +11,9 @@ import concurrent.futures
 import logging
 import threading
 import time
+import weakref
 from asyncio import _get_running_loop
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from functools import partial
@@ -68,6 +69,9 @@ WALL_CHECK = 1.0
 
 WALL_TOLERANCE = 0.001
 """Seconds by which wall and loop time may drift apart before that counts as a step."""
+
+HOOKS_GRACE = 0.1
+"""Seconds that `stop` gives an ``on_task_done`` that is under way, before it cancels it."""
 
 STUBBORN = 3
 """Cancels that a task is given before `stop` leaves it behind."""
@@ -126,6 +130,7 @@ class TaskManager:
         self._started = False  # ever
         self._going = False  # between idle() or run() and stop()
         self._paused = False
+        self._ending = False  # the loop is
         self._closed = False
         self._broken: StrategyError | None = None
         self._runner: asyncio.Future[None] | None = None
@@ -135,8 +140,9 @@ class TaskManager:
         self._timer_at = inf
         self._wall_timer: asyncio.TimerHandle | None = None
         self._running: dict[Task[Any], None] = {}
-        self._chores: set[asyncio.Task[None]] = set()  # questions to foreign stages, hooks
-        self._asked: set[ForeignStage] = set()
+        self._questions: dict[ForeignStage, asyncio.Task[None]] = {}  # intervals being asked for
+        self._hooks: set[asyncio.Task[None]] = set()  # on_task_done under way
+        self._keeper: asyncio.Task[None] | None = None
         self._watchers: list[asyncio.Future[None]] = []  # who waits for tasks to end
         self._ends: dict[TaskState, int] = dict.fromkeys(
             ("succeeded", "failed", "cancelled", "expired", "rejected"), 0
@@ -314,6 +320,9 @@ class TaskManager:
         optional(number, "grace", grace, at_least=0)
         self._going = False
         self._disarm()
+        if self._keeper is not None:
+            keeper, self._keeper = self._keeper, None
+            keeper.cancel()
         if self._loop is not None and self._loop is asyncio.get_running_loop():
             await self._finish_running(grace)
         if not self._going and self._runner is not None and not self._runner.done():
@@ -404,7 +413,11 @@ class TaskManager:
         if loop is not self._loop:
             self._bind(loop)
         self._broken = None
+        self._ending = False
         self._going = self._started = True
+        if self._keeper is None:
+            self._keeper = loop.create_task(_keep(weakref.ref(self)))
+            self._keeper._log_destroy_pending = False  # type: ignore[attr-defined]
         self._check_wall()
         self.wake()
 
@@ -424,8 +437,9 @@ class TaskManager:
         self._thread = threading.get_ident()
         self._pumping = False
         self._disarm()
-        self._chores.clear()
-        self._asked.clear()
+        self._questions.clear()
+        self._hooks.clear()
+        self._keeper = None
         for task in tuple(self._running):  # their loop was closed over their heads
             self.ended(task, "cancelled", None)
         if not self._started:
@@ -459,7 +473,7 @@ class TaskManager:
 
     def wake(self) -> None:
         """Has the chain asked in the next turn of the loop."""
-        if not self._pumping and self._going and not self._paused:
+        if not self._pumping and self._going and not self._paused and not self._ending:
             assert self._loop is not None
             if not self._loop.is_closed():
                 self._pumping = True
@@ -494,12 +508,19 @@ class TaskManager:
         if not self._pumping:
             self._pump()
 
+    def loop_ends(self, keeper: asyncio.Task[None] | None) -> None:
+        """Everything in the loop is being cancelled: nothing must be started any more."""
+        if keeper is self._keeper:
+            self._keeper = None
+            self._ending = True
+            self._disarm()
+
     # ---- the pump ---------------------------------------------------------------------------
 
     def _pump(self) -> None:
         """Starts what the chain gives, a few at a time, and sleeps until it may give more."""
         self._pumping = False
-        if not self._going or self._paused:
+        if not self._going or self._paused or self._ending:
             return
         chain = self._chain
         now = self._clock()
@@ -536,9 +557,8 @@ class TaskManager:
             self._arm(wake)
         if self._polls:
             for stage in tuple(chain.asking()):
-                if stage not in self._asked:
-                    self._asked.add(stage)
-                    self._chore(self._ask(stage))
+                if stage not in self._questions:
+                    self._questions[stage] = loop.create_task(self._ask(stage))
         if self._wall_timer is None and chain.watches_wall_time:
             assert self._loop is not None
             self._wall_timer = self._loop.call_later(WALL_CHECK, self._watch_wall)
@@ -630,7 +650,9 @@ class TaskManager:
         else:
             self._conclude(task, kind, value)
         if self._polls and not self._loop.is_closed():  # type: ignore[union-attr]  # it ran
-            self._chore(self._tell_done())
+            hook = self._loop.create_task(self._tell_done())  # type: ignore[union-attr]
+            self._hooks.add(hook)
+            hook.add_done_callback(self._hooks.discard)
         if not self._pumping:
             self.wake()
 
@@ -695,12 +717,6 @@ class TaskManager:
 
     # ---- custom strategies that are polled --------------------------------------------------
 
-    def _chore(self, work: Coroutine[Any, Any, None]) -> None:
-        assert self._loop is not None
-        chore = self._loop.create_task(work)
-        self._chores.add(chore)
-        chore.add_done_callback(self._chores.discard)
-
     async def _ask(self, stage: ForeignStage) -> None:
         try:
             interval = await stage.strategy.get_sleep_interval()
@@ -709,7 +725,7 @@ class TaskManager:
             self._break(self._chain.blame(error, stage.strategy))
             return
         finally:
-            self._asked.discard(stage)
+            self._questions.pop(stage, None)
         self.wake()
 
     async def _tell_done(self) -> None:
@@ -765,5 +781,23 @@ class TaskManager:
                         if task._driver is not None:
                             task._driver.cancel()
         finally:
-            for chore in tuple(self._chores):
-                chore.cancel()
+            for question in tuple(self._questions.values()):
+                question.cancel()
+        if self._hooks:
+            await asyncio.wait(self._hooks, timeout=HOOKS_GRACE)
+            for hook in tuple(self._hooks):
+                hook.cancel()
+
+
+async def _keep(manager: weakref.ref[TaskManager]) -> None:
+    """Sleeps as long as the loop lives.
+
+    A loop that ends cancels what runs in it, and so frees slots: without a sign, the manager would
+    start the next tasks then. To be cancelled is that sign.
+    """
+    try:
+        await asyncio.get_running_loop().create_future()
+    finally:
+        alive = manager()
+        if alive is not None:
+            alive.loop_ends(asyncio.current_task())

@@ -32,7 +32,7 @@ from typing_extensions import TypeVar
 
 from async_task_manager._validate import number
 from async_task_manager._watchers import Watchers, notify, resolve
-from async_task_manager.errors import InvalidState, InvalidType
+from async_task_manager.errors import InvalidState, InvalidType, StrategyError
 
 if TYPE_CHECKING:
     from async_task_manager.strategies._lanes import Lane
@@ -129,7 +129,7 @@ class Failure:
         self.error = error
         self.label = label
         self.traceback: TracebackType | None = error.__traceback__
-        self.retrieved = False
+        self.retrieved = isinstance(error, StrategyError)  # the manager has logged that one
 
     def __del__(self) -> None:
         if not self.retrieved:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from heapq import heappop, heappush
+from itertools import count
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from async_task_manager.errors import (
     TaskTooLarge,
 )
 from async_task_manager.strategies._calendar import Calendar
-from async_task_manager.strategies._gates import Gate, Refusal, RouterGate, valid
+from async_task_manager.strategies._gates import Gate, Refusal, RouterGate, later
 from async_task_manager.strategies._lanes import Lane, Node
 from async_task_manager.strategies.base import ALL, Branch, GroupOrder, Limit, Router
 
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["Dispatch"]
 
 MAX_MOVES = 256
-"""Lanes looked at in one pull: 100,000 of them behind one limit must not stall the loop."""
+"""Nodes and lanes looked at in one pull: 100,000 of them behind one limit, or due at one instant,
+must not stall the loop."""
 
 PATIENCE = 4
 """Moves between nodes after which a lane holds its place at those it leaves. Without that, a task
@@ -53,6 +55,8 @@ class Dispatch:
         self.calendar: Calendar[Node] = Calendar(_node_is_due)
         self.ready: list[tuple[Any, int, int, Lane]] = []
         self.dirty: dict[Node, None] = {}
+        self.versions = count(1)
+        """No two lanes ever have the same: entries of heaps compare, and lanes don't."""
         self.moves = 0
         """Lanes looked at so far: moves per task started is what a chain's shape costs."""
         self.group_orders: tuple[tuple[int, GroupOrder], ...] = tuple(
@@ -111,7 +115,7 @@ class Dispatch:
 
     def leave(self, lane: Lane) -> None:
         """The lane is parked nowhere; the nodes where it was look at their next."""
-        lane.version += 1
+        lane.version = next(self.versions)
         for node in lane.nodes:
             node.live -= 1
             self.dirty[node] = None
@@ -163,25 +167,25 @@ class Dispatch:
         """The best task that every limit admits now, with its grants acquired; None if there is
         none.
 
-        After `MAX_MOVES` lanes it gives up for this turn, and `next_wake` says ``now``.
+        After looking at `MAX_MOVES` nodes and lanes it gives up for this turn, and `next_wake` says
+        ``now``.
         """
-        calendar = self.calendar
-        while (node := calendar.pop(now)) is not None:
-            node.due = inf
-            self.dirty[node] = None
-        ready = self.ready
+        ready, dirty = self.ready, self.dirty
+        if self.calendar.heap and not self.turn(now):
+            return None
         for _ in range(MAX_MOVES):
-            while self.dirty:
-                self.read(self.dirty.popitem()[0], now)
-            while ready and ready[0][3].version != ready[0][2]:
-                heappop(ready)
+            if dirty:
+                self.read(dirty.popitem()[0], now)
+                continue
             if not ready:
                 return None
-            lane = heappop(ready)[3]
+            _, _, version, lane = heappop(ready)
+            if version != lane.version:
+                continue
             lane.listed = -1
             self.moves += 1
             if lane.nodes and not self.opened(lane, now):
-                self.dirty.update(dict.fromkeys(lane.nodes))
+                dirty.update(dict.fromkeys(lane.nodes))
                 continue
             task = lane.peek()
             assert task is not None
@@ -199,6 +203,16 @@ class Dispatch:
             return task
         return None
 
+    def turn(self, now: float) -> bool:
+        """Nodes whose instants have come are to be looked at; False if there may be more."""
+        for _ in range(MAX_MOVES):
+            node = self.calendar.pop(now)
+            if node is None:
+                return True
+            node.due = inf
+            self.dirty[node] = None
+        return False
+
     def read(self, node: Node, now: float) -> None:
         """Looks at the first lane of a node: wakes it if the node is open, else notes when."""
         lane = node.first()
@@ -212,7 +226,7 @@ class Dispatch:
             if instant <= now:
                 self.enlist(lane)
             else:
-                self.arm(node, instant)
+                self.arm(node, instant, now)
         else:
             node.due = inf  # a kept place, or a pin: it is not woken from here
 
@@ -224,13 +238,13 @@ class Dispatch:
         except TaskRejected as error:
             if node.gate.branch is None:
                 return now  # the lane has to be looked at, and its head rejected
-            return inf if error.until is None else error.until
+            return until(error)
         except TaskTooLarge:
             return now
 
-    def arm(self, node: Node, instant: float) -> None:
+    def arm(self, node: Node, instant: float, now: float) -> None:
         if instant != node.due:
-            node.due = instant
+            node.due = later(instant, node.gate.limit, now)
             if instant < inf:
                 self.calendar.push(instant, node)
 
@@ -249,10 +263,10 @@ class Dispatch:
             if isinstance(gate, Gate):
                 node = gate.nodes.get(key)
                 if node is not None and node.blocks(lane):
-                    return Refusal().add(node, None)
+                    return Refusal().add(gate, key, None)
                 instant = gate.limit.ready_at(key, cost, now)
                 if not instant <= now:
-                    return Refusal().add(gate.node(key), valid(instant, gate.limit))
+                    return Refusal().add(gate, key, instant)
             else:
                 branch = self.route(gate, lane, key, cost, now)
                 if isinstance(branch, Refusal):
@@ -278,30 +292,30 @@ class Dispatch:
                 continue
             if closed is None:
                 return branch
-            node, instant, rejection = closed
-            refusal.add(node, instant)
+            shut, inner_key, instant, rejection = closed
+            refusal.add(shut, inner_key, instant)
             if rejection is not None:
                 rejections.append(rejection)
-        if rejections and len(rejections) == len(refusal.nodes):
-            raise min(rejections, key=lambda error: inf if error.until is None else error.until)
-        if too_large is not None and not refusal.nodes and not self.hopeful(gate, key, costs):
+        if rejections and len(rejections) == len(refusal.places):
+            raise min(rejections, key=until)
+        if too_large is not None and not refusal.places and not self.hopeful(gate, key, costs):
             raise too_large
-        return refusal.add(gate.pin_node(pin), inf)
+        return refusal.add(gate, pin, inf)
 
     def enter(
         self, gates: tuple[Gate, ...], lane: Lane, keys: Any, costs: Any, now: float
-    ) -> tuple[Node, float | None, TaskRejected | None] | None:
+    ) -> tuple[Gate, Hashable, float | None, TaskRejected | None] | None:
         """Asks the limits of one branch: None if all admit, else the first refusal."""
         for gate, key, cost in zip(gates, keys, costs, strict=True):
             node = gate.nodes.get(key)
             if node is not None and node.blocks(lane):
-                return node, None, None
+                return gate, key, None, None
             try:
                 instant = gate.limit.ready_at(key, cost, now)
             except TaskRejected as error:
-                return gate.node(key), inf if error.until is None else error.until, error
+                return gate, key, until(error), error
             if not instant <= now:
-                return gate.node(key), valid(instant, gate.limit), None
+                return gate, key, instant, None
         return None
 
     def hopeful(self, gate: RouterGate, key: Any, costs: Any) -> bool:
@@ -319,7 +333,7 @@ class Dispatch:
 
     def park(self, lane: Lane, refusal: Refusal, now: float) -> None:
         """The lane waits at these nodes, and with patience gone keeps its place where it was."""
-        nodes = tuple(refusal.nodes)
+        nodes = tuple([gate.node(key) for gate, key in refusal.places])
         if nodes != lane.nodes:
             kept = lane.kept
             if lane.nodes:
@@ -342,7 +356,7 @@ class Dispatch:
                 node.enter(lane)
         for node, instant in zip(nodes, refusal.instants, strict=True):
             if instant is not None and node.first() is lane:
-                self.arm(node, instant)
+                self.arm(node, instant, now)
 
     # ---- grants -----------------------------------------------------------------------------
 
@@ -457,6 +471,7 @@ class Dispatch:
         self.by_group.clear()
         self.ready.clear()
         self.dirty.clear()
+        self.calendar = Calendar(_node_is_due)
         return tasks
 
     def next_wake(self, now: float) -> float:
@@ -466,6 +481,11 @@ class Dispatch:
     def waiting(self) -> Iterator[Task[Any]]:
         for lane in self.lanes.values():
             yield from lane
+
+
+def until(error: TaskRejected) -> float:
+    """When the branch that a limit closed in this way may be open again."""
+    return inf if error.until is None else error.until
 
 
 def _node_is_due(instant: float, node: Node) -> bool:

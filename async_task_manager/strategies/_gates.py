@@ -12,7 +12,7 @@ from async_task_manager.strategies.base import Branch, Limit, Router
 if TYPE_CHECKING:
     from async_task_manager.task import Task
 
-__all__ = ["Gate", "Refusal", "RouterGate", "valid"]
+__all__ = ["Gate", "Refusal", "RouterGate", "later"]
 
 
 class Gate:
@@ -104,7 +104,7 @@ class RouterGate:
             raise refusal
         return (pin, keys), costs
 
-    def pin_node(self, pin: Hashable) -> Node:
+    def node(self, pin: Hashable) -> Node:
         node = self.pins.get(pin)
         if node is None:
             node = self.pins[pin] = Node(self, pin)  # type: ignore[arg-type]
@@ -118,24 +118,31 @@ class RouterGate:
 
 
 class Refusal:
-    """Where a lane has to wait: nodes, and the instants that they named (None: behind a better
-    lane).
+    """Where a lane has to wait: gates and keys, and the instants that they named (None: behind a
+    better lane). The nodes are made only once it is parked there.
     """
 
-    __slots__ = ("instants", "nodes")
+    __slots__ = ("instants", "places")
 
     def __init__(self) -> None:
-        self.nodes: list[Node] = []
+        self.places: list[tuple[Gate | RouterGate, Hashable]] = []
         self.instants: list[float | None] = []
 
-    def add(self, node: Node, instant: float | None) -> Refusal:
-        self.nodes.append(node)
+    def add(self, gate: Gate | RouterGate, key: Hashable, instant: float | None) -> Refusal:
+        self.places.append((gate, key))
         self.instants.append(instant)
         return self
 
 
-def valid(instant: float, limit: Limit) -> float:
-    """The instant, unless a limit gave something that is none."""
-    if instant != instant:  # NaN compares unequal with everything
-        raise StrategyError(f"{limit!r}: ready_at returned {instant!r}, not an instant")
+def later(instant: float, limit: Limit, now: float) -> float:
+    """When a limit that is closed may open, unless it named no such instant.
+
+    Raises:
+        StrategyError: NaN; or a `TaskRejected` in a branch with an ``until`` that has passed, for
+            which the limit would be asked again at once, and for ever.
+    """
+    if not instant > now:
+        raise StrategyError(
+            f"{limit!r} is closed until {instant!r}: that must be later than now, {now!r}, or inf"
+        )
     return instant

@@ -7,7 +7,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from async_task_manager.errors import TaskRejected, TaskTooLarge
-from async_task_manager.strategies._gates import valid
+from async_task_manager.strategies._gates import later
 from async_task_manager.strategies._lanes import Lane
 from async_task_manager.strategies.base import Limit
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from async_task_manager.task import Outcome, Task
 
 __all__ = ["SingleLane"]
+
+
+MAX_REJECTED = 256
+"""Tasks rejected in one pull: a limit that fails fast must not stall the loop with a long queue."""
 
 
 class SingleLane:
@@ -29,6 +33,10 @@ class SingleLane:
         self.limits = limits
         self.only = Lane(chain, None, (None,) * len(limits), ())
         self.wake = inf
+        self.parked: Task[Any] | None = None
+        """The head, if a limit behind the first refused it: it waits for that very limit, ``at``.
+        """
+        self.at = 0
         self.fixed: tuple[Any, ...] | None = None
         """The costs of every task, where no limit looks at the task; checked once a change."""
         self.stamped = tuple(
@@ -53,10 +61,13 @@ class SingleLane:
         lane.push(task)
         if lane.front[0] is task:
             self.wake = now
+            self.parked = None
 
     def remove(self, task: Task[Any], now: float) -> None:
         self.only.lost()
         self.wake = now
+        if self.parked is task:
+            self.parked = None
 
     def pull(self, now: float) -> Task[Any] | None:
         """As `Dispatch.pull`."""
@@ -67,18 +78,26 @@ class SingleLane:
             if task._state != "queued":
                 lane.peek()
                 continue
+            if self.parked is task and self.still_closed(task, now):
+                return None
             costs = task._costs
             i = 0
             try:
                 for limit in limits:
                     instant = limit.ready_at(None, costs[i], now)
                     if not instant <= now:
-                        self.wake = valid(instant, limit)
+                        self.wake = later(instant, limit, now)
+                        if i:
+                            self.parked = task
+                            self.at = i
                         return None
                     i += 1
             except (TaskRejected, TaskTooLarge) as error:
                 lane.pop()
                 self.chain.reject(task, error, now)
+                if len(self.chain.out) % MAX_REJECTED == 0:
+                    self.wake = now
+                    return None
                 continue
             if len(front) > 1:
                 front.popleft()
@@ -94,6 +113,23 @@ class SingleLane:
             return task
         self.wake = inf
         return None
+
+    def still_closed(self, task: Task[Any], now: float) -> bool:
+        """Whether the limit at which the head waits has not opened: no other is asked until then.
+
+        One that fails fast would otherwise reject the head or not as the pulls happen to fall.
+        """
+        self.parked = None
+        limit = self.limits[self.at]
+        try:
+            instant = limit.ready_at(None, task._costs[self.at], now)
+        except (TaskRejected, TaskTooLarge):
+            return False
+        if instant <= now:
+            return False
+        self.wake = later(instant, limit, now)
+        self.parked = task
+        return True
 
     def begun(self, task: Task[Any], now: float) -> bool:
         if not self.stamped:

@@ -486,7 +486,7 @@ class Chain(BaseStrategy):
         options = task._options
         if not instants or outcome.kind == "cancelled":
             return False
-        again = max(instants)
+        again = max(now, *instants)
         if options is not None and (
             again >= options.not_after or again + (self._offset or 0.0) >= options.not_after_wall
         ):
