@@ -533,13 +533,9 @@ class TaskManager:
                 if task is None:
                     break
                 self._running[task] = None
-                if ours and task._options is None:
-                    driver = Driver(
-                        execute(task, self),
-                        loop=loop,
-                        name="",
-                        context=task._context.copy(),  # type: ignore[union-attr]  # set by add_task
-                    )
+                context = task._context
+                if ours and task._options is None and context is not None:
+                    driver = Driver(execute(task, self), loop=loop, name="", context=context.copy())
                     driver.handle = task
                     task._run.driver = driver  # type: ignore[union-attr]  # it was handed out
                 else:
@@ -568,10 +564,11 @@ class TaskManager:
         self.wake()
 
     def _launch(self, task: Task[Any], loop: asyncio.AbstractEventLoop, ours: bool) -> None:
-        """Starts a task that has time limits, or under a task factory that isn't ours."""
-        run, context = task._run, task._context
+        """Starts a task that is in some way uncommon."""
+        run = task._run
         assert run is not None
-        assert context is not None
+        # A strategy may have brought the task along: nobody's context came with it.
+        context = task._context or copy_context()
         if ours:
             driver = Driver(execute(task, self), loop=loop, name="", context=context.copy())
             driver.handle = task

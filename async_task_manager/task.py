@@ -447,7 +447,8 @@ class Task(Generic[T_co]):
         host = self._host()
         if self._state != "new" and not (self._state == "running" and self._driver is None):
             raise InvalidState(f"{self!r} cannot be run by hand: a manager has it, or it has ended")
-        self._enter([])
+        if self._state == "new":
+            self._enter([])  # else a chain has handed it out, with its permits
         driver = asyncio.current_task()
         self._progress().driver = driver
         await execute(self, host if host is not None else _Alone())

@@ -11,18 +11,15 @@ __all__ = ["main"]
 
 def main() -> None:
     """Runs the command; the console script `atm`."""
-    if sys.argv[1:] == ["--version"]:
+    if sys.argv[1:] == ["--version"]:  # at once, without the libraries of the other commands
         from importlib.metadata import version
 
         print(f"atm {version('async-task-manager')}")
         return
     try:
         from async_task_manager.cli.app import app
+
+        app()
     except MissingExtra as error:
-        sys.exit(_refuse(str(error)))
-    app()
-
-
-def _refuse(message: str) -> int:
-    print(f"atm: {message}", file=sys.stderr)
-    return 2
+        print(f"atm: {error}", file=sys.stderr)
+        sys.exit(2)

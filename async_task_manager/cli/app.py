@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from async_task_manager.errors import MissingExtra
 try:
     import typer
 except ImportError as error:
-    raise MissingExtra("cli", "typer") from error
+    raise MissingExtra("cli", error.name or "typer") from error
 
 __all__ = ["app"]
 
@@ -18,14 +19,25 @@ app = typer.Typer(
     name="atm",
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Work that must respect limits.",
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"atm {version('async-task-manager')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _version(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+def atm(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
 ) -> None:
     """Work that must respect limits."""
 
@@ -33,11 +45,16 @@ def _version(
 @app.command()
 def run(
     requests: Annotated[Path, typer.Argument(help="JSONL: one HTTP request per line.")],
-    config: Annotated[Path, typer.Option(help="TOML: the providers and their limits.")],
-    output: Annotated[Path, typer.Option(help="JSONL: one result per line, as they finish.")],
-    force: Annotated[bool, typer.Option(help="Overwrite an output that exists.")] = False,
+    config: Annotated[
+        Path, typer.Option("--config", "-c", help="TOML: the providers and their limits.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="JSONL: one result per line, as they finish.")
+    ],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")] = False,
     look_ahead: Annotated[
-        int, typer.Option(min=1, help="Requests read ahead: as far as priorities reach.")
+        int,
+        typer.Option(min=1, help="Requests read ahead: as far as priorities and times reach."),
     ] = 1000,
 ) -> None:
     """Sends the requests of a file through rate-limited providers.
@@ -48,7 +65,8 @@ def run(
 
     Ctrl-C starts nothing more and finishes what runs; a second one cancels that.
 
-    Exit codes: 0 every request succeeded; 1 some did not; 2 bad usage; 130 interrupted.
+    Exit codes: 0 every request succeeded; 1 some did not, or a file failed on the way;
+    2 bad usage or config, and nothing was sent; 130 interrupted.
 
     **Example:** `atm run requests.jsonl --config flow.toml --output results.jsonl`
     """

@@ -1,102 +1,106 @@
-"""`atm run`: progress while it runs, a table when it is done."""
+"""`atm run`: opens the files, runs the batch, and turns what became of it into an exit code."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
-import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from async_task_manager.cli.progress import shown
 from async_task_manager.config import ConfigError, load_config
 from async_task_manager.runner import Batch, Summary
 
-__all__ = ["run_command"]
+__all__ = ["Lines", "run_command"]
 
-LOG_EVERY = 5.0
-"""Seconds between log lines where there is no terminal."""
+SUCCEEDED, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+class Lines:
+    """The lines of a file, and how many there are or will have been."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._size = os.fstat(file.fileno()).st_size
+        self._bytes = self._count = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for line in self._file:
+            self._bytes += len(line)
+            self._count += bool(line.strip())
+            yield line
+
+    @property
+    def expected(self) -> int | None:
+        """Extrapolated from what was read; exact once all was. None: there is no telling."""
+        if not self._bytes or not self._size:
+            return None
+        return max(self._count, round(self._count * self._size / self._bytes))
 
 
 def run_command(requests: Path, config: Path, output: Path, *, force: bool, look_ahead: int) -> int:
     """Runs the batch and gives the exit code."""
     console = Console()
+    running = False
     try:
-        flow = load_config(config)
         with ExitStack() as files:
-            lines = files.enter_context(requests.open(encoding="utf-8"))
-            sink = files.enter_context(output.open("w" if force else "x", encoding="utf-8"))
-            total = sum(1 for line in requests.open(encoding="utf-8") if line.strip())
-            batch = Batch(flow, look_ahead=look_ahead)
-            with _shown(batch, console, total):
-                summary = asyncio.run(_interruptible(batch, lines, sink))
+            batch = Batch(load_config(config), look_ahead=look_ahead)
+            lines = Lines(files.enter_context(requests.open("rb")))
+            if output.exists() and any(map(output.samefile, (requests, config))):
+                raise ConfigError(f"{output} is an input; the results need a file of their own")
+            sink = files.enter_context(output.open("wb" if force else "xb"))
+            running = True
+            summary = asyncio.run(_interruptible(batch, lines, sink, console))
     except FileExistsError:
-        print(f"atm: {output} exists already; --force overwrites it", file=sys.stderr)
-        return 2
-    except (ConfigError, OSError) as error:
-        print(f"atm: {error}", file=sys.stderr)
-        return 2
+        return _refuse(f"{output} exists already; --force overwrites it")
+    except ConfigError as error:
+        return _refuse(str(error))
+    except OSError as error:
+        what = f"{error.filename}: " if error.filename else ""
+        return _refuse(f"{what}{error.strerror or error}", FAILED if running else BAD_USAGE)
+    except KeyboardInterrupt:  # before the run took it over
+        return INTERRUPTED
     return _conclude(batch, summary, console)
 
 
-async def _interruptible(batch: Batch, lines: object, sink: object) -> Summary:
+async def _interruptible(batch: Batch, lines: Lines, sink: BinaryIO, console: Console) -> Summary:
+    """The run, with Ctrl-C as its interrupt."""
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGINT, batch.interrupt)
+
+    def interrupt() -> None:
+        batch.interrupt()
+        running = sum(part.running for part in batch.summary.providers.values())
+        console.print(f"interrupted: finishing {running} that run; Ctrl-C again cancels them")
+
+    before = signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(interrupt))
     try:
-        return await batch.run(lines, sink)  # type: ignore[arg-type]
+        async with shown(batch, lambda: lines.expected, console):
+            return await batch.run(lines, sink)
     finally:
-        loop.remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, before)
 
 
 def _conclude(batch: Batch, summary: Summary, console: Console) -> int:
     for table in summary.tables():
         console.print(table)
-    if summary.invalid:
-        console.print(f"invalid lines: {summary.invalid}; the output says why")
-    if summary.not_sent:
-        console.print(f"not sent: {summary.not_sent}; the output says why")
-    console.print(f"429s: {summary.too_many}")
     if batch.interrupted:
-        console.print(f"interrupted; {summary.unsent} requests that were read were not sent")
-        return 130
-    return 0 if summary.all_succeeded else 1
+        console.print(
+            f"interrupted: {summary.unsent} requests that were read were not sent, "
+            "nor was what comes after them"
+        )
+    console.print(f"429s: {summary.too_many}", highlight=False)
+    if batch.interrupted:
+        return INTERRUPTED
+    return SUCCEEDED if summary.all_succeeded else FAILED
 
 
-class _shown:  # noqa: N801  # used as a function: `with _shown(...)`
-    """Shows a bar on a terminal, a line every few seconds elsewhere."""
-
-    def __init__(self, batch: Batch, console: Console, total: int) -> None:
-        self.batch, self.console, self.total = batch, console, total
-        self.progress: Progress | None = None
-        self.logged = time.monotonic()
-
-    def __enter__(self) -> None:
-        if self.console.is_terminal:
-            self.progress = Progress(
-                TextColumn("sending"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[by]}"),
-                TimeElapsedColumn(),
-                console=self.console,
-            )
-            self.bar = self.progress.add_task("", total=self.total, by="")
-            self.progress.start()
-        self.batch.on_change = self.update
-
-    def __exit__(self, *_: object) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-
-    def update(self) -> None:
-        summary = self.batch.summary
-        done = summary.done + summary.invalid
-        by = "  ".join(f"{name} {part.sent}" for name, part in summary.providers.items())
-        if self.progress is not None:
-            self.progress.update(self.bar, completed=done, by=by)
-        elif time.monotonic() - self.logged >= LOG_EVERY:
-            self.logged = time.monotonic()
-            print(f"{done} of {self.total} done: {by}; 429s: {summary.too_many}", flush=True)
+def _refuse(message: str, code: int = BAD_USAGE) -> int:
+    for line in message.splitlines():
+        print(f"atm: {line}", file=sys.stderr)
+    return code

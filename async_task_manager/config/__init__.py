@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from async_task_manager.config.flow import (
-    ConfigError,
-    FlowConfig,
-    ProviderConfig,
-    build_chain,
-    load_config,
-)
+from async_task_manager.config.flow import FlowConfig, ProviderConfig, build_chain, load_config
+from async_task_manager.config.problems import ConfigError
 
 __all__ = ["ConfigError", "FlowConfig", "ProviderConfig", "build_chain", "load_config"]

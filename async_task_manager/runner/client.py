@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import json
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from async_task_manager.errors import MissingExtra
-from async_task_manager.runner.requests import BadRequest, Request
-
-if TYPE_CHECKING:
-    from typing import Self
-
-    from async_task_manager.config import ProviderConfig
 
 try:
     import anyio.lowlevel  # what httpx runs on
@@ -21,14 +17,21 @@ try:
 except ImportError as error:
     raise MissingExtra("cli", "httpx") from error
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Self
+
+    from async_task_manager.config import ProviderConfig
+    from async_task_manager.runner.requests import Request
+
 __all__ = ["Answer", "Client", "HttpFailure"]
 
 
 class HttpFailure(Exception):
     """The provider answered, and not with a 2xx."""
 
-    def __init__(self, status: int, content: Any) -> None:
-        super().__init__(f"HTTP {status}")
+    def __init__(self, status: int, reason: str, content: Any) -> None:
+        super().__init__(f"HTTP {status} {reason}".rstrip())
         self.status = status
         self.content = content
 
@@ -44,43 +47,18 @@ class Answer:
 class Client:
     """One pool of connections per provider."""
 
-    def __init__(self, providers: tuple[ProviderConfig, ...]) -> None:
-        self._pools = {provider.name: _pool(provider) for provider in providers}
-
-    def owner(self, request: Request) -> str | None:
-        """The provider to which a full URL belongs; None for a path, which any may take.
-
-        Raises:
-            BadRequest: no provider has it, or another than the one named. A provider's headers
-                are secrets that no other host may see.
-        """
-        if "://" not in request.target:
-            return None
-        named = request.metadata.get("provider")
-        for name, pool in self._pools.items():
-            if named in (None, name) and _is_below(request.target, pool.base_url):
-                return name
-        whose = f"of provider {named!r}" if named is not None else "of any provider"
-        raise BadRequest(f"url {request.target!r} is not below the base_url {whose}")
+    def __init__(self, providers: Iterable[ProviderConfig]) -> None:
+        self._pools = {provider.name: _Pool(provider) for provider in providers}
 
     async def send(self, request: Request, provider: str) -> Answer:
-        """The answer, parsed if it is JSON.
+        """The answer: parsed if it is JSON, else as text; what is no text, {"base64": "..."}.
 
         Raises:
             HttpFailure: it is no 2xx.
-            httpx.HTTPError: there was none.
+            TimeoutError: there was none within the provider's ``timeout``.
+            httpx.HTTPError: there was none for another reason.
         """
-        response = await self._pools[provider].request(
-            request.method,
-            request.target if "://" in request.target else request.target.lstrip("/"),
-            headers=request.headers,
-            json=request.json,
-            content=request.body,
-        )
-        content = _content(response)
-        if not response.is_success:
-            raise HttpFailure(response.status_code, content)
-        return Answer(response.status_code, content)
+        return await self._pools[provider].send(request)
 
     async def __aenter__(self) -> Self:
         # httpx loads its network backend with the first request, which takes long enough to make
@@ -95,31 +73,56 @@ class Client:
         traceback: TracebackType | None,
     ) -> None:
         for pool in self._pools.values():
-            await pool.aclose()
+            await pool.http.aclose()
 
 
-def _pool(provider: ProviderConfig) -> httpx.AsyncClient:
-    return httpx.AsyncClient(
-        base_url=provider.base_url.rstrip("/") + "/",
-        headers={name: value.get_secret_value() for name, value in provider.headers.items()},
-        timeout=provider.timeout,
-        limits=httpx.Limits(max_connections=provider.max_concurrent or 100),
-        follow_redirects=False,  # a redirect would take the headers elsewhere
-        trust_env=False,
-    )
+class _Pool:
+    def __init__(self, provider: ProviderConfig) -> None:
+        self.base = provider.base_url
+        self.timeout = provider.timeout
+        self.secrets = provider.secrets()
+        headers = httpx.Headers(provider.sent_headers())
+        headers.setdefault("user-agent", "atm")
+        self.http = httpx.AsyncClient(
+            headers=headers,
+            timeout=None,  # httpx would limit each read by itself, so that a trickle lasts for ever
+            limits=httpx.Limits(max_connections=provider.max_concurrent),
+            follow_redirects=False,  # a redirect would take the headers elsewhere
+            trust_env=False,
+        )
 
-
-def _is_below(target: str, base: httpx.URL) -> bool:
-    parts = urlsplit(target)
-    return (parts.scheme, parts.netloc) == (base.scheme, base.netloc.decode()) and (
-        parts.path + "/"
-    ).startswith(base.path)
-
-
-def _content(response: httpx.Response) -> Any:
-    if "json" in response.headers.get("content-type", ""):
+    async def send(self, request: Request) -> Answer:
         try:
-            return response.json()
-        except ValueError:
-            pass
-    return response.text
+            async with asyncio.timeout(self.timeout):
+                response = await self.http.request(
+                    request.method,
+                    request.target if request.full else f"{self.base}/{request.target}",
+                    headers=request.headers,
+                    content=request.content,
+                )
+        except TimeoutError:
+            raise TimeoutError(f"no answer within {self.timeout:g} s") from None
+        content = self.content(response)
+        if not response.is_success:
+            raise HttpFailure(response.status_code, response.reason_phrase, content)
+        return Answer(response.status_code, content)
+
+    def content(self, response: httpx.Response) -> Any:
+        """What came back, without the secrets, should the provider repeat one."""
+        try:
+            text = response.content.decode(response.charset_encoding or "utf-8")
+        except (UnicodeDecodeError, LookupError):
+            return {"base64": base64.b64encode(response.content).decode()}
+        for secret in self.secrets:
+            text = text.replace(secret, "***")
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "application/json" or kind.endswith("+json"):
+            try:
+                return json.loads(text, parse_constant=_no_number)
+            except (ValueError, RecursionError):
+                pass
+        return text
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")  # and could not be written as such

@@ -3,85 +3,124 @@
 from __future__ import annotations
 
 import time
-from array import array
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from math import ceil, log
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from async_task_manager.config import FlowConfig
-    from async_task_manager.strategies import Usage
+    from async_task_manager.strategies import Limit, ProviderRouterStrategy
 
-__all__ = ["ProviderSummary", "Summary"]
+__all__ = ["Distribution", "LimitUse", "ProviderSummary", "Summary"]
 
 
-def _doubles() -> array[float]:
-    return array("d")
+class Distribution:
+    """Quantiles of any number of values in a few kilobytes, each within 1 % of the true one.
+
+    Values are counted in buckets whose bounds grow by a constant factor (DDSketch: Masson, Rim
+    and Lee, VLDB 2019); those up to a microsecond count as 0.
+    """
+
+    ERROR: Final = 0.01
+    _FACTOR: Final = (1 + ERROR) / (1 - ERROR)
+    _LEAST: Final = 1e-6
+
+    __slots__ = ("_buckets", "_count")
+
+    def __init__(self) -> None:
+        self._buckets: Counter[int] = Counter()
+        self._count = 0
+
+    def add(self, value: float) -> None:
+        """Counts a value, in seconds, at least 0."""
+        self._count += 1
+        self._buckets[ceil(log(max(value, self._LEAST) / self._LEAST, self._FACTOR))] += 1
+
+    def quantile(self, share: float) -> float | None:
+        """The smallest value that this share (0 to 1) doesn't exceed; None of nothing."""
+        left = max(1, ceil(share * self._count))
+        for bucket, count in sorted(self._buckets.items()):
+            left -= count
+            if left <= 0:
+                if bucket == 0:
+                    return 0.0
+                return float(self._LEAST * 2 * self._FACTOR**bucket / (self._FACTOR + 1))
+        return None
+
+
+@dataclass(slots=True)
+class LimitUse:
+    """One limit of a provider, and the most of it that was in use at once."""
+
+    label: str
+    """As in the config."""
+    limit: Limit
+    peak: float = 0.0
+    """As a share of the limit: 1 is all of it."""
+
+    def note(self, now: float) -> None:
+        """Looks how much is in use right now."""
+        usage = self.limit.usage(None, now)
+        self.peak = max(self.peak, usage.used / usage.capacity)
 
 
 @dataclass(slots=True)
 class ProviderSummary:
     """One provider's part of a run."""
 
-    limits: tuple[str, ...]
-    """As in the config, the number of slots last."""
+    limits: tuple[LimitUse, ...]
+    sent: int = 0
+    running: int = 0
     succeeded: int = 0
     failed: int = 0
     too_many: int = 0
     """Answers 429: the provider says that a limit was overshot."""
-    waits: array[float] = field(default_factory=_doubles)
-    durations: array[float] = field(default_factory=_doubles)
-    peaks: list[float] = field(default_factory=list)
-    """The most of each limit that was in use at once, as a share of it."""
-
-    @property
-    def sent(self) -> int:
-        """Requests that went out."""
-        return self.succeeded + self.failed
+    waits: Distribution = field(default_factory=Distribution)
+    durations: Distribution = field(default_factory=Distribution)
 
 
 class Summary:
-    """The whole run, brought up to date by each result."""
+    """The whole run, brought up to date by each start and each result."""
 
-    def __init__(self, config: FlowConfig) -> None:
+    def __init__(self, config: FlowConfig, router: ProviderRouterStrategy) -> None:
         self.providers = {
             provider.name: ProviderSummary(
-                provider.limits
-                + ((f"{provider.max_concurrent} at once",) if provider.max_concurrent else ())
+                tuple(map(LimitUse, provider.labels, router[provider.name].limits))
             )
             for provider in config.providers
         }
-        self.read = 0
-        self.done = 0
-        self.invalid = 0
-        self.not_sent = 0
-        """Ended before they were sent: rejected, expired or cancelled."""
+        self.statuses: Counter[str] = Counter()
+        """Results by their status."""
         self.unsent = 0
-        """Still queued when the run was interrupted."""
+        """Requests that were read and not sent, since the run was interrupted."""
         self.seconds = 0.0
         self._began = time.monotonic()
 
-    def observe(self, usage: dict[str, dict[str, Usage]]) -> None:
-        """Notes how much of each limit is in use right now."""
-        for name, limits in usage.items():
-            provider = self.providers[name]
-            shares = [float(limit.used / limit.capacity) for limit in limits.values()]
-            if not provider.peaks:
-                provider.peaks = shares
-            else:
-                provider.peaks = list(map(max, provider.peaks, shares))
+    def begin(self) -> None:
+        """The run starts."""
+        self._began = time.monotonic()
+
+    def begun(self, name: str, now: float) -> None:
+        """A request is being sent. Use is at its peak at such instants."""
+        provider = self.providers[name]
+        provider.sent += 1
+        provider.running += 1
+        for use in provider.limits:
+            use.note(now)
 
     def record(self, result: dict[str, Any]) -> None:
         """Counts one result line."""
-        self.done += 1
-        if result["provider"] is None or result["waited"] is None:
-            self.not_sent += 1
-            return
+        self.statuses[result["status"]] += 1
+        if result.get("waited") is None:
+            return  # it was never sent
         provider = self.providers[result["provider"]]
-        provider.waits.append(result["waited"])
-        provider.durations.append(result["duration"])
+        provider.running -= 1
+        provider.waits.add(result["waited"])
+        provider.durations.add(result["duration"])
         if result["status"] == "succeeded":
             provider.succeeded += 1
         else:
@@ -93,6 +132,11 @@ class Summary:
         self.seconds = time.monotonic() - self._began
 
     @property
+    def done(self) -> int:
+        """Lines that have a result."""
+        return self.statuses.total()
+
+    @property
     def too_many(self) -> int:
         """Answers 429 of all providers."""
         return sum(provider.too_many for provider in self.providers.values())
@@ -100,20 +144,21 @@ class Summary:
     @property
     def all_succeeded(self) -> bool:
         """Whether every line of the input became a 2xx."""
-        failed = sum(provider.failed for provider in self.providers.values())
-        return not (failed or self.invalid or self.not_sent or self.unsent)
+        return self.done == self.statuses["succeeded"] and not self.unsent
 
     def tables(self) -> Iterator[Table]:
         """For a terminal: a row per provider, and a row per limit."""
         from rich.table import Table
 
-        table = Table(title=f"{self.done} requests in {self.seconds:.1f} s", title_justify="left")
+        counts = ", ".join(f"{count} {status}" for status, count in self.statuses.most_common())
+        title = f"{self.done} requests in {self.seconds:.1f} s" + (counts and f": {counts}")
+        table = Table(title=title, title_justify="left")
         table.add_column("provider", overflow="fold")
         for heading in ("sent", "ok", "failed", "429s", "wait p50/p95 s", "took p50/p95 s"):
             table.add_column(heading, justify="right")
         for name, part in self.providers.items():
-            counts = (part.sent, part.succeeded, part.failed, part.too_many)
-            table.add_row(name, *map(str, counts), _pair(part.waits), _pair(part.durations))
+            cells = map(str, (part.sent, part.succeeded, part.failed, part.too_many))
+            table.add_row(name, *cells, _pair(part.waits), _pair(part.durations))
         yield table
 
         table = Table(title="most of each limit in use at once", title_justify="left")
@@ -121,21 +166,11 @@ class Summary:
         table.add_column("limit", overflow="fold")
         table.add_column("used", justify="right")
         for name, part in self.providers.items():
-            peaks = part.peaks or [0.0] * len(part.limits)
-            for limit, share in zip(part.limits, peaks, strict=True):
-                table.add_row(name, limit, f"{share:.0%}")
-        if table.row_count:
-            yield table
+            for use in part.limits:
+                table.add_row(name, use.label, f"{use.peak:.0%}")
+        yield table
 
 
-def quantile(values: array[float], share: float) -> float | None:
-    """The smallest value that this share doesn't exceed (nearest rank); None of nothing."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
-
-
-def _pair(values: array[float]) -> str:
-    low, high = quantile(values, 0.5), quantile(values, 0.95)
+def _pair(values: Distribution) -> str:
+    low, high = values.quantile(0.5), values.quantile(0.95)
     return "-" if low is None or high is None else f"{low:.2f} / {high:.2f}"

@@ -355,7 +355,7 @@ class Dispatch:
             for node in nodes:
                 node.enter(lane)
         for node, instant in zip(nodes, refusal.instants, strict=True):
-            if instant is not None and node.first() is lane:
+            if instant is not None:  # nobody stands before it there
                 self.arm(node, instant, now)
 
     # ---- grants -----------------------------------------------------------------------------
@@ -443,7 +443,7 @@ class Dispatch:
                     lane: None
                     for node in gate.all_nodes()
                     for _, _, version, lane in node.heap
-                    if lane.version == version and node in lane.nodes
+                    if lane.version == version
                 }
                 for lane in lanes:
                     self.look_anew(lane, self.chain.now)

@@ -66,8 +66,6 @@ class SingleLane:
     def remove(self, task: Task[Any], now: float) -> None:
         self.only.lost()
         self.wake = now
-        if self.parked is task:
-            self.parked = None
 
     def pull(self, now: float) -> Task[Any] | None:
         """As `Dispatch.pull`."""

@@ -46,6 +46,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Chain"]
 
+MAX_BOUNDS = 256
+"""Tasks that expire, or whose time has come, in one pull: 100,000 at once must not stall the loop.
+"""
+
 
 class Chain(BaseStrategy):
     """A conjunction of strategies: a task starts at the earliest instant at which all agree.
@@ -231,19 +235,22 @@ class Chain(BaseStrategy):
             dispatch.join(task, now)
             return
         opens, opens_wall = 0.0, -inf
+        closes: list[tuple[float, type[Exception]]] = []
         for hold in self.holds:
-            bound = hold.not_before(task, now)
-            if isinstance(bound, WallTime):
-                opens_wall = max(opens_wall, bound)
+            first, last = hold.not_before(task, now), hold.not_after(task, now)
+            if first != first or last != last:
+                raise StrategyError(f"{hold!r}: a bound of {task!r} is NaN, not an instant")
+            if isinstance(first, WallTime):
+                opens_wall = max(opens_wall, first)
             else:
-                opens = max(opens, bound)
-            self._close(task, hold.not_after(task, now), QueueTimeout)
+                opens = max(opens, first)
+            closes.append((last, QueueTimeout))
         options = task._options
         if options is not None:
             if options.queue_timeout is not None:
-                self._close(task, now + options.queue_timeout, QueueTimeout)
+                closes.append((now + options.queue_timeout, QueueTimeout))
             if options.deadline is not None:
-                self._close(task, options.deadline, DeadlineExceeded)
+                closes.append((options.deadline, DeadlineExceeded))
 
         whole = self._whole
         if whole is not None:
@@ -257,6 +264,8 @@ class Chain(BaseStrategy):
             whole.fed()
             self._inside[task] = whole
         self._accept(task, now)
+        for bound, error in closes:
+            self._close(task, bound, error)
         if whole is None:
             self._hold_or_join(task, opens, opens_wall, now)
 
@@ -283,9 +292,11 @@ class Chain(BaseStrategy):
             key, cost = gate.plan(task)
             keys.append(key)
             costs.append(cost)
-        groups = tuple(order.group(task) for order in self.groupings)
-        for group in groups:
-            hash(group)
+        groups = tuple([order.group(task) for order in self.groupings])
+        try:
+            hash(groups)
+        except TypeError:
+            raise InvalidType(f"the groups of {task!r} must be hashable, not {groups!r}") from None
         task._costs = costs
         task._lane = dispatch.lane(tuple(keys), groups)
 
@@ -366,8 +377,8 @@ class Chain(BaseStrategy):
         """
         self.now = now
         try:
-            if self._bounds.heap or self._wall_bounds.heap:
-                self._turn(now)
+            if (self._bounds.heap or self._wall_bounds.heap) and not self._turn(now):
+                return None
             if self.sources:
                 self._collect(now)
             if self.foreign is None:
@@ -389,31 +400,28 @@ class Chain(BaseStrategy):
                 for task in source.emit(now):
                     self._adopt(task, now)
 
-    def _turn(self, now: float) -> None:
-        """Tasks whose bounds are reached: expired ones go, held ones join."""
-        opened: list[tuple[Task[Any], float]] = []
-        while (bound := self._bounds.pop(now)) is not None:
-            self._reach(bound, now, opened)
-        if self._offset is not None:
+    def _turn(self, now: float) -> bool:
+        """Tasks whose bounds are reached: expired ones go, held ones join; False if there may be
+        more of them, so that nothing may start yet.
+        """
+        for _ in range(MAX_BOUNDS):
+            bound = self._bounds.pop(now)
             # One expression decides here and in next_wake: instant - offset <= now.
-            while self._wall_bounds.next() - self._offset <= now:
-                bound = self._wall_bounds.pop(inf)
-                assert bound is not None
-                self._reach(bound, now, opened)
-        for task, opens_wall in opened:
-            if task._state == "queued":
+            if bound is None and self._offset is not None:
+                if self._wall_bounds.next() - self._offset <= now:
+                    bound = self._wall_bounds.pop(inf)
+            if bound is None:
+                return True
+            task = bound.task
+            if task._state != "queued":
+                continue  # it runs: the bound is for starting only
+            if bound.error is None:
                 del self._held[task]
-                self._hold_or_join(task, -inf, opens_wall, now)
-
-    def _reach(self, bound: _Bound, now: float, opened: list[tuple[Task[Any], float]]) -> None:
-        task = bound.task
-        if task._state != "queued":
-            return  # it runs: the bound is for starting only
-        if bound.error is None:
-            opened.append((task, bound.opens_wall))
-            return
-        self._withdraw(task, "expired", now)
-        self.out.append((task, bound.error(f"{task!r} was not started in time")))
+                self._hold_or_join(task, -inf, bound.opens_wall, now)
+            else:
+                self._withdraw(task, "expired", now)
+                self.out.append((task, bound.error(f"{task!r} was not started in time")))
+        return False
 
     def _adopt(self, task: object, now: float) -> None:
         """A task that a strategy brought along: taken in as if it were added now."""
