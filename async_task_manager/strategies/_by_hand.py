@@ -55,7 +55,9 @@ class ByHand:
         run = task._progress()
         run.finished = now
         outcome = outcome_of(kind, value, run.started, now, run.actual)
-        if not chain.finish(task, outcome, now):
+        if chain.finish(task, outcome, now):
+            run.driver = None  # it can be run once more
+        else:
             task._end(kind, value)
 
     def cancel(self, task: Task[Any]) -> bool:

@@ -15,6 +15,7 @@ from heapq import heappop, heappush
 from itertools import count
 from math import inf
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from async_task_manager.errors import (
     TaskRejected,
@@ -51,6 +52,8 @@ class Dispatch:
         self.routed = any(isinstance(gate, RouterGate) for gate in gates)
         """Tasks go through a router."""
         self.lanes: dict[Hashable, Lane] = {}
+        self.coming: WeakValueDictionary[Hashable, Lane] = WeakValueDictionary()
+        """Lanes that held tasks will join: a lane for each of them would be a kilobyte for each."""
         self.by_group: dict[tuple[int, Hashable], dict[Lane, None]] = {}
         self.calendar: Calendar[Node] = Calendar(_node_is_due)
         self.ready: list[tuple[Any, int, int, Lane]] = []
@@ -76,6 +79,12 @@ class Dispatch:
             identity = (tuple(hashable), groups)
         lane = self.lanes.get(identity)
         return lane if lane is not None else Lane(self.chain, identity, keys, groups)
+
+    def share(self, task: Task[Any]) -> None:
+        """The task will join its lane at some time, and has one with those that will, too."""
+        lane = task._lane
+        assert lane is not None
+        task._lane = self.coming.setdefault(lane.identity, lane)
 
     def join(self, task: Task[Any], now: float) -> None:
         """The task waits in its lane from now on."""
@@ -468,6 +477,7 @@ class Dispatch:
             else:
                 gate.nodes.clear()
         self.lanes.clear()
+        self.coming.clear()
         self.by_group.clear()
         self.ready.clear()
         self.dirty.clear()

@@ -7,6 +7,7 @@ of the chain admits it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf, isfinite
 from typing import Any
 
@@ -31,11 +32,14 @@ class ForeignStage:
         strategy: BaseStrategy,
         above: ForeignStage | None,
         inside: dict[Task[Any], ForeignStage],
+        welcome: Callable[[Task[Any], float], bool],
     ) -> None:
         self.strategy = strategy
         self.above = above
         self.inside = inside
         """Which stage has which task: shared by all foreign stages of a chain."""
+        self.welcome = welcome
+        """Takes in a task that the strategy made itself; False: something is against it."""
         self.queue = Queue()
         """What waits to be fed to the first stage; the others are fed by the stage above."""
         self.due = -inf
@@ -55,7 +59,7 @@ class ForeignStage:
         self._gave, self._fed = task is not None, False
         if task is None:
             self._feed(now)
-        return self._vetted(task)
+        return self._vetted(task, now)
 
     def fed(self) -> None:
         """Something was added to the strategy from outside, as a feed would."""
@@ -90,7 +94,7 @@ class ForeignStage:
         self._fed = True
         return True
 
-    def _vetted(self, given: Task[Any] | None) -> Task[Any] | None:
+    def _vetted(self, given: Task[Any] | None, now: float) -> Task[Any] | None:
         """What came out, if it is to go on: tasks that were cancelled in there are passed over."""
         if given is None:
             return None
@@ -103,6 +107,8 @@ class ForeignStage:
             return None
         elif given._state != "new":
             raise StrategyError(f"{name} returned {given!r} a second time")
+        elif not self.welcome(given, now):
+            return None
         return given
 
     def answer(self, interval: object, now: float, poll_interval: float) -> None:

@@ -138,6 +138,7 @@ class Lane(Queue):
     """The tasks that share every key, and the place of their head among the other lanes."""
 
     __slots__ = (
+        "__weakref__",
         "chain",
         "groups",
         "identity",

@@ -45,16 +45,18 @@ class SingleLane:
 
     def costs(self, task: Task[Any]) -> tuple[Any, ...]:
         """What the task costs at each limit; raises where it can never pass."""
-        costs = tuple([limit.cost_of(task) for limit in self.limits])
-        for limit, cost in zip(self.limits, costs, strict=True):
+        costs = []
+        for limit in self.limits:
+            cost = limit.cost_of(task)
             limit.check(None, cost)
+            costs.append(cost)
         if all(
             type(limit).cost_of is Limit.cost_of
             and (limit.cost is None or isinstance(limit.cost, int | float))
             for limit in self.limits
         ):
-            self.fixed = costs
-        return costs
+            self.fixed = tuple(costs)
+        return tuple(costs)
 
     def join(self, task: Task[Any], now: float) -> None:
         lane = self.only

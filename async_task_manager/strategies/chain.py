@@ -114,6 +114,9 @@ class Chain(BaseStrategy):
                 stage.absorb()
                 yield from stage.stages
             elif isinstance(stage, BaseStrategy):
+                if isinstance(stage, Role) and stage._private is not None:
+                    stage._private.absorb()
+                    stage._private = None
                 yield stage
             else:
                 raise InvalidType(f"a stage of a chain must be a strategy, not {stage!r}")
@@ -139,7 +142,7 @@ class Chain(BaseStrategy):
         last: ForeignStage | None = None
         for stage in self.stages:
             if is_foreign(stage):
-                last = ForeignStage(stage, last, self._inside)
+                last = ForeignStage(stage, last, self._inside, self._welcome)
         return last
 
     def _machine(self) -> Dispatch | SingleLane:
@@ -160,7 +163,8 @@ class Chain(BaseStrategy):
     def _bind(self) -> None:
         """Listens to every policy, and lets go of those that are no part any more."""
         mine = {id(policy): policy for policy in self._policies()}
-        if len(mine) < sum(1 for _ in self._policies()):
+        all_of_them = [*self._policies(), *self.foreigners()]
+        if len(all_of_them) > len({id(strategy) for strategy in all_of_them}):
             raise StrategyInUse("the same strategy stands twice in a chain; make a second one")
         for policy in mine.values():
             owner = policy._home() if policy._home is not None else None
@@ -219,10 +223,7 @@ class Chain(BaseStrategy):
         if task._state != "new":
             raise InvalidState(f"{task!r} was added before; a task runs once")
         if self.feedbacks and not callable(task._work):
-            raise InvalidType(
-                f"{task!r} cannot be retried, since a coroutine runs once: pass a callable, "
-                "add_task(lambda: work(...)), not add_task(work(...))"
-            )
+            raise unrepeatable(task)
         self.now = now
         dispatch = self.dispatch
         if dispatch.fixed is not None:
@@ -234,6 +235,28 @@ class Chain(BaseStrategy):
             self._accept(task, now)
             dispatch.join(task, now)
             return
+        opens, opens_wall, closes = self._span(task, now)
+        whole = self._whole
+        if whole is not None:
+            # The strategy is the whole chain: what it says against the task reaches the caller.
+            task._state = "queued"
+            try:
+                whole.strategy.add_task(task)
+            except BaseException:
+                task._state = "new"
+                raise
+            whole.fed()
+            self._inside[task] = whole
+        self._accept(task, now)
+        for bound, error in closes:
+            self._close(task, bound, error)
+        if whole is None:
+            self._hold_or_join(task, opens, opens_wall, now)
+
+    def _span(
+        self, task: Task[Any], now: float
+    ) -> tuple[float, float, list[tuple[float, type[Exception]]]]:
+        """From when on the task may start, in chain time and by the wall clock, and until when."""
         opens, opens_wall = 0.0, -inf
         closes: list[tuple[float, type[Exception]]] = []
         for hold in self.holds:
@@ -251,23 +274,7 @@ class Chain(BaseStrategy):
                 closes.append((now + options.queue_timeout, QueueTimeout))
             if options.deadline is not None:
                 closes.append((options.deadline, DeadlineExceeded))
-
-        whole = self._whole
-        if whole is not None:
-            # The strategy is the whole chain: what it says against the task reaches the caller.
-            task._state = "queued"
-            try:
-                whole.strategy.add_task(task)
-            except BaseException:
-                task._state = "new"
-                raise
-            whole.fed()
-            self._inside[task] = whole
-        self._accept(task, now)
-        for bound, error in closes:
-            self._close(task, bound, error)
-        if whole is None:
-            self._hold_or_join(task, opens, opens_wall, now)
+        return opens, opens_wall, closes
 
     def _accept(self, task: Task[Any], now: float) -> None:
         if task.id > self._last_arrival:
@@ -306,6 +313,10 @@ class Chain(BaseStrategy):
             rank = orders[0].rank(task, now)
         else:
             rank = tuple(o.rank(task, now) for o in orders if not isinstance(o, GroupOrder))
+        try:
+            hash(rank)
+        except TypeError:
+            raise InvalidType(f"the rank of {task!r} must be hashable, not {rank!r}") from None
         for part in rank if type(rank) is tuple else (rank,):
             if part != part:
                 raise InvalidValue(f"the rank of {task!r} must be sortable, not {part!r}")
@@ -327,15 +338,20 @@ class Chain(BaseStrategy):
 
     def _hold_or_join(self, task: Task[Any], opens: float, opens_wall: float, now: float) -> None:
         if opens > now:
-            self._held[task] = None
+            self._hold(task)
             self._bounds.push(opens, _Bound(task, None, opens_wall))
         elif opens_wall > -inf and (self._offset is None or opens_wall - self._offset > now):
-            self._held[task] = None
+            self._hold(task)
             self._wall_bounds.push(opens_wall, _Bound(task, None))
         elif self.foreign is None:
             self.dispatch.join(task, now)
         else:
             self._first().queue.push(task)
+
+    def _hold(self, task: Task[Any]) -> None:
+        self._held[task] = None
+        if isinstance(self.dispatch, Dispatch):
+            self.dispatch.share(task)
 
     def _first(self) -> ForeignStage:
         stage = self.foreign
@@ -398,7 +414,7 @@ class Chain(BaseStrategy):
         for source in self.sources:
             if source.next_due(now) <= now:
                 for task in source.emit(now):
-                    self._adopt(task, now)
+                    self._adopt(task, source, now)
 
     def _turn(self, now: float) -> bool:
         """Tasks whose bounds are reached: expired ones go, held ones join; False if there may be
@@ -423,15 +439,29 @@ class Chain(BaseStrategy):
                 self.out.append((task, bound.error(f"{task!r} was not started in time")))
         return False
 
-    def _adopt(self, task: object, now: float) -> None:
-        """A task that a strategy brought along: taken in as if it were added now."""
-        if not isinstance(task, Task):
-            raise StrategyError(f"a strategy gave {task!r}, which is not a Task")
+    def _adopt(self, task: object, source: Source, now: float) -> None:
+        """A task that a source brought along: taken in as if it were added now."""
+        if not isinstance(task, Task) or task._state != "new":
+            raise StrategyError(f"{source!r}: emit must give new Tasks, not {task!r}")
         try:
             self.add(task, now)
         except TaskManagerError as error:
             task._state = "rejected"
             self.out.append((task, error))
+
+    def _welcome(self, task: Task[Any], now: float) -> bool:
+        """A task that a foreign stage made itself: True if it is accepted, where it is by now."""
+        try:
+            if self.feedbacks and not callable(task._work):
+                raise unrepeatable(task)
+            self._plan(task)
+            task._rank = self._rank(task, now) if self.orders else None
+        except TaskManagerError as error:
+            task._state = "rejected"
+            self.out.append((task, error))
+            return False
+        self._accept(task, now)
+        return True
 
     def _pull_foreign(self, stage: ForeignStage, now: float) -> Task[Any] | None:
         while True:
@@ -443,10 +473,6 @@ class Chain(BaseStrategy):
             given = stage.next(now)
             if given is None:
                 return None
-            if given._state == "new":
-                self._plan(given)  # the stage made it itself
-                given._rank = self._rank(given, now) if self.orders else None
-                self._accept(given, now)
             self.dispatch.join(given, now)
 
     def next_wake(self, now: float) -> float:
@@ -504,9 +530,10 @@ class Chain(BaseStrategy):
         if self._visited:
             self._arrive(task, now, again=True)
         if isinstance(self.dispatch, Dispatch) and self.dispatch.routed:
-            self._plan_again(task, self.dispatch)  # branches may have come or gone meanwhile
-            if task._state != "queued":
-                return True  # rejected: it is in `out`
+            error = self._plan_again(task, self.dispatch)  # branches may have come or gone
+            if error is not None:
+                self.reject(task, error, now)
+                return True
         self._hold_or_join(task, again, -inf, now)
         return True
 
@@ -584,18 +611,25 @@ class Chain(BaseStrategy):
         assert isinstance(dispatch, Dispatch)
         self._bind()
         for task in dispatch.emptied():
-            self._plan_again(task, dispatch)
-            if task._state == "queued":
+            error = self._plan_again(task, dispatch)
+            if error is None:
                 dispatch.join(task, self.now)
+            else:
+                self.reject(task, error, self.now)
         elsewhere = [*self._held, *self._inside]
         if self.foreign is not None:
             elsewhere += self._first().queue
         for task in elsewhere:
-            self._plan_again(task, dispatch)
+            error = self._plan_again(task, dispatch)
+            if error is not None:
+                self._withdraw(task, "rejected", self.now)
+                self.out.append((task, error))
         self.host.wake()
 
-    def _plan_again(self, task: Task[Any], dispatch: Dispatch) -> None:
-        """Only the router's part: what other limits were told stays."""
+    def _plan_again(self, task: Task[Any], dispatch: Dispatch) -> TaskManagerError | None:
+        """Only the router's part: what other limits were told stays. The error: the branch to which
+        the task was pinned is gone, or no other takes it.
+        """
         assert task._lane is not None
         keys, costs = list(task._lane.keys), list(task._costs)
         for i, gate in enumerate(dispatch.gates):
@@ -603,19 +637,11 @@ class Chain(BaseStrategy):
                 try:
                     keys[i], costs[i] = gate.plan_for(task, keys[i][0], lenient=True)
                 except TaskManagerError as error:
-                    self._drop_planless(task, error)
-                    return
+                    return error
         task._costs = costs
         task._lane = dispatch.lane(tuple(keys), task._lane.groups)
-
-    def _drop_planless(self, task: Task[Any], error: Exception) -> None:
-        """The branch that the task was pinned to is gone, by force."""
-        self._leave(task, self.now)
-        task._state = "rejected"
-        if self._held.pop(task, self) is self and self._inside.pop(task, None) is None:
-            if self.foreign is not None:
-                self._first().queue.lost()
-        self.out.append((task, error))
+        dispatch.share(task)
+        return None
 
     # ---- what people ask --------------------------------------------------------------------
 
@@ -670,6 +696,8 @@ class Chain(BaseStrategy):
 
     def add_task(self, task: Task[Any]) -> None:
         """Takes a task in at this instant, by the host's clock."""
+        if self._absorbed:
+            raise StrategyInUse(f"{self!r} has become a part of another chain: add tasks there")
         self.add(task, self.host.time())
 
     def get_next_task(self) -> Task[Any] | None:
@@ -720,6 +748,14 @@ def is_foreign(strategy: BaseStrategy) -> bool:
                 kind.add_task is not base.add_task or kind.get_next_task is not base.get_next_task
             )
     return True
+
+
+def unrepeatable(task: Task[Any]) -> InvalidType:
+    """The error for work that could not run again, in a chain that may want it to."""
+    return InvalidType(
+        f"{task!r} cannot be retried, since a coroutine runs once: pass a callable, "
+        "add_task(lambda: work(...)), not add_task(work(...))"
+    )
 
 
 def _groups(task: Task[Any]) -> tuple[Hashable, ...]:

@@ -1,0 +1,550 @@
+"""A naive chain, to hold the clever one against: everything is a loop over lists.
+
+The rule, as plainly as it can be put. Tasks are grouped in lanes: the same key at every limit, the
+same groups, the same pin and the same keys inside every branch of a router. Inside a lane they
+stand by (rank, arrival); the first is the lane's head, and lanes compare by (rank of the head with
+the ranks of its groups, arrival of the head).
+
+A lane is unparked, or parked: at one node (a limit and a key), or, if a router refused it, at the
+first refusing node of every branch that it may take now and at the node of its pin. A limit that
+says `TaskRejected` inside a branch is a closed one there. A lane may also keep its place at nodes
+that it has left.
+
+One step: go through the lanes, best first. A parked one is passed over unless one of its nodes is
+open for its head, with no better lane parked or keeping a place there (the node of a pin never
+opens; a limit that raises counts as open, but `TaskRejected` in a branch is closed until then).
+Any other is asked about from the first limit on. The first limit at whose node a better lane is
+parked or keeps a place, or which is not ready, is where it is parked now. Does it thereby leave
+other nodes for the fifth time since a task of it started, or later, it keeps its place at those
+of them that are no router's. If nothing refuses, the head starts. Either way, begin anew with the
+best lane; a step in which nothing changed ends the pull.
+
+A lane is unparked when it has another head, or when its head has another rank: the ranks of groups
+are asked for when the head changes, after each acquire, settle and release in the group, and after
+`changed`. Its kept places go when its head starts, or when it is empty. `changed` of a router, or
+of a limit in one, unparks the lanes at the nodes of that router; branches that come or go
+make all lanes anew.
+
+Held tasks join their lane at the first pull at which their instants have come, expired ones leave
+the queue at the first pull at which theirs have. A failed task that is to run again keeps rank,
+arrival and bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any, TypeAlias
+
+from async_task_manager.errors import (
+    DeadlineExceeded,
+    QueueTimeout,
+    TaskManagerError,
+    TaskRejected,
+    TaskTooLarge,
+)
+from async_task_manager.strategies.base import (
+    ALL,
+    BaseStrategy,
+    Branch,
+    Feedback,
+    GroupOrder,
+    Hold,
+    Limit,
+    Order,
+    Role,
+    Router,
+    WallTime,
+    _Home,
+)
+from async_task_manager.task import Outcome, Task
+
+__all__ = ["Oracle"]
+
+Node: TypeAlias = "tuple[Any, ...]"
+"""(stage, key), (stage, branch, position in it, key), or (stage, "pin", pin)."""
+
+PATIENCE = 4
+
+
+@dataclass(eq=False)
+class Entry:
+    """What the oracle knows about a task."""
+
+    task: Task[Any]
+    arrival: int
+    rank: tuple[Any, ...]
+    keys: list[Any]
+    costs: list[Any]
+    groups: list[Hashable]
+    opens: float = -inf
+    opens_wall: float = -inf
+    closes: list[tuple[float, type[Exception]]] = field(default_factory=list)
+    state: str = "held"
+    grants: list[tuple[Limit, Any]] = field(default_factory=list)
+    provider: str | None = None
+
+
+@dataclass(eq=False)
+class Lane:
+    entries: list[Entry]
+    nodes: list[Node] = field(default_factory=list)
+    kept: list[Node] = field(default_factory=list)
+    moves: int = 0
+    head: Entry | None = None
+    rank: Any = None
+
+    @property
+    def place(self) -> tuple[Any, int]:
+        assert self.head is not None
+        return self.rank, self.head.arrival
+
+
+class Oracle:
+    """Speaks as much of `Chain` as a random life needs, and starts what a chain should start."""
+
+    def __init__(self, *stages: BaseStrategy) -> None:
+        self.stages = stages
+        self.orders = [stage for stage in stages if isinstance(stage, Order)]
+        self.gates = [stage for stage in stages if isinstance(stage, Limit | Router)]
+        self.entries: dict[Task[Any], Entry] = {}
+        self.lanes: list[Lane] = []
+        self.out: list[tuple[Task[Any], Exception]] = []
+        self.offset: float | None = None
+        self.now = 0.0
+        self.arrivals = 0
+        self.listen()
+
+    def listen(self) -> None:
+        for stage in self.stages:
+            assert isinstance(stage, Role)
+            stage._home = _Home(self)
+            if isinstance(stage, Router):
+                for branch in stage.all_branches(None):
+                    for limit in branch.limits:
+                        limit._home = _Home(self)
+
+    # ---- intake -----------------------------------------------------------------------------
+
+    def add(self, task: Task[Any], now: float) -> None:
+        self.now = now
+        plans = [self.plan(gate, task) for gate in self.gates]
+        groups = [order.group(task) for order in self.orders if isinstance(order, GroupOrder)]
+        rank = tuple(
+            None if isinstance(order, GroupOrder) else order.rank(task, now)
+            for order in self.orders
+        )
+        entry = Entry(task, 0, rank, [k for k, _ in plans], [c for _, c in plans], groups)
+        for hold in self.stages:
+            if isinstance(hold, Hold):
+                opens = hold.not_before(task, now)
+                if isinstance(opens, WallTime):
+                    entry.opens_wall = max(entry.opens_wall, opens)
+                else:
+                    entry.opens = max(entry.opens, opens)
+                entry.closes.append((hold.not_after(task, now), QueueTimeout))
+        options = task._options
+        if options is not None and options.queue_timeout is not None:
+            entry.closes.append((now + options.queue_timeout, QueueTimeout))
+        if options is not None and options.deadline is not None:
+            entry.closes.append((options.deadline, DeadlineExceeded))
+        self.arrivals += 1
+        entry.arrival = self.arrivals
+        self.entries[task] = entry
+        self.greet(entry, now, again=False)
+        self.join_if_due(entry, now)
+
+    def plan(self, gate: Limit | Router, task: Task[Any]) -> tuple[Any, Any]:
+        if isinstance(gate, Router):
+            return self.plan_router(gate, task, gate.pin_of(task), lenient=False)
+        key, cost = gate.key_of(task), gate.cost_of(task)
+        gate.check(key, cost)
+        return key, cost
+
+    def plan_router(
+        self, router: Router, task: Task[Any], pin: Hashable, *, lenient: bool
+    ) -> tuple[Any, Any]:
+        plans: dict[Branch, list[tuple[Any, Any]]] = {}
+        refusal: TaskManagerError | None = None
+        for branch in router.all_branches(pin):
+            try:
+                plans[branch] = [self.plan(limit, task) for limit in branch.limits]
+            except TaskManagerError as error:
+                if not lenient and not isinstance(error, TaskTooLarge):
+                    raise
+                refusal = error
+        if not plans and refusal is not None:
+            raise refusal
+        keys = {branch: tuple(key for key, _ in plan) for branch, plan in plans.items()}
+        costs = {branch: tuple(cost for _, cost in plan) for branch, plan in plans.items()}
+        return (pin, keys), costs
+
+    def plan_again(self, entry: Entry) -> bool:
+        """Asks the routers anew; False if the task can go nowhere any more."""
+        try:
+            for i, gate in enumerate(self.gates):
+                if isinstance(gate, Router):
+                    pin = entry.keys[i][0]
+                    entry.keys[i], entry.costs[i] = self.plan_router(
+                        gate, entry.task, pin, lenient=True
+                    )
+        except TaskManagerError as error:
+            self.dismiss(entry, "rejected", error)
+            return False
+        return True
+
+    def greet(self, entry: Entry, now: float, *, again: bool) -> None:
+        orders = [order for order in self.orders if isinstance(order, GroupOrder)]
+        for order, group in zip(orders, entry.groups, strict=True):
+            order.arrive(group, now, again)
+        for i, gate in enumerate(self.gates):
+            if isinstance(gate, Router):
+                gate.arrive(entry.keys[i][0])
+
+    def farewell(self, entry: Entry, now: float) -> None:
+        orders = [order for order in self.orders if isinstance(order, GroupOrder)]
+        for order, group in zip(orders, entry.groups, strict=True):
+            order.leave(group, now)
+        for i, gate in enumerate(self.gates):
+            if isinstance(gate, Router):
+                gate.leave(entry.keys[i][0])
+
+    def join_if_due(self, entry: Entry, now: float) -> None:
+        wall = entry.opens_wall == -inf or (
+            self.offset is not None and entry.opens_wall - self.offset <= now
+        )
+        if entry.opens <= now and wall:
+            self.join(entry, now)
+        else:
+            entry.state = "held"
+
+    # ---- lanes ------------------------------------------------------------------------------
+
+    def join(self, entry: Entry, now: float) -> None:
+        entry.state = "waiting"
+        for lane in self.lanes:
+            other = lane.entries[0]
+            if other.keys == entry.keys and other.groups == entry.groups:
+                lane.entries.append(entry)
+                break
+        else:
+            lane = Lane([entry])
+            self.lanes.append(lane)
+        self.look(lane, now)
+
+    def remove(self, entry: Entry, now: float) -> None:
+        for lane in self.lanes:
+            if entry in lane.entries:
+                lane.entries.remove(entry)
+                self.look(lane, now)
+                return
+
+    def look(self, lane: Lane, now: float) -> None:
+        """Something came or went in the lane: it may have another head."""
+        if not lane.entries:
+            self.lanes.remove(lane)
+            return
+        head = min(lane.entries, key=lambda entry: (entry.rank, entry.arrival))
+        if head is not lane.head:
+            lane.head = head
+            lane.rank = self.rank(head, now)
+            lane.nodes = []
+
+    def rank(self, entry: Entry, now: float) -> tuple[Any, ...]:
+        groups = iter(entry.groups)
+        return tuple(
+            order.group_rank(next(groups), now) if isinstance(order, GroupOrder) else own
+            for order, own in zip(self.orders, entry.rank, strict=True)
+        )
+
+    def rerank(self, groups: list[Hashable], now: float) -> None:
+        for lane in self.lanes:
+            head = lane.head
+            assert head is not None
+            if any(mine == theirs for mine, theirs in zip(head.groups, groups, strict=True)):
+                rank = self.rank(head, now)
+                if rank != lane.rank:
+                    lane.rank = rank
+                    lane.nodes = []
+
+    # ---- the next task ----------------------------------------------------------------------
+
+    def pull(self, now: float) -> Task[Any] | None:
+        self.now = now
+        self.turn(now)
+        while True:
+            for lane in sorted(self.lanes, key=lambda lane: lane.place):
+                if not lane.nodes or self.may_move(lane, now):
+                    started = self.step(lane, now)
+                    if started is not None:
+                        return started
+                    break
+            else:
+                return None
+
+    def turn(self, now: float) -> None:
+        for entry in list(self.entries.values()):
+            if entry.state in ("held", "waiting"):
+                passed = [
+                    (instant, error) for instant, error in self.bounds(entry) if instant <= now
+                ]
+                if passed:
+                    error = min(passed, key=lambda bound: bound[0])[1]
+                    self.dismiss(entry, "expired", error("too late"))
+        for entry in list(self.entries.values()):
+            if entry.state == "held":
+                self.join_if_due(entry, now)
+
+    def bounds(self, entry: Entry) -> Iterator[tuple[float, type[Exception]]]:
+        for instant, error in entry.closes:
+            if not isinstance(instant, WallTime):
+                yield instant, error
+            elif self.offset is not None:
+                yield instant - self.offset, error
+
+    def dismiss(self, entry: Entry, state: str, error: Exception | None) -> None:
+        self.farewell(entry, self.now)
+        self.remove(entry, self.now)
+        entry.state = state
+        if error is not None:
+            self.out.append((entry.task, error))
+
+    def step(self, lane: Lane, now: float) -> Task[Any] | None:
+        """Asks every limit about the head of the lane: it starts, is parked, or is rejected."""
+        head = lane.head
+        assert head is not None
+        try:
+            way, nodes = self.ask(lane, head, now)
+        except (TaskRejected, TaskTooLarge) as error:
+            self.dismiss(head, "rejected", error)
+            return None
+        if not nodes:
+            self.start(lane, head, way, now)
+            return head.task
+        assert set(nodes) != set(lane.nodes), "a node that was open refuses"
+        if lane.nodes:
+            lane.moves += 1
+            if lane.moves > PATIENCE:
+                lane.kept += [node for node in lane.nodes if len(node) == 2]
+        lane.kept = [node for node in lane.kept if node not in nodes]
+        lane.nodes = nodes
+        return None
+
+    def ask(self, lane: Lane, head: Entry, now: float) -> tuple[list[Branch | None], list[Node]]:
+        """The branches to take (None for a limit), or the nodes at which to wait."""
+        way: list[Branch | None] = []
+        for i, gate in enumerate(self.gates):
+            if isinstance(gate, Router):
+                branch, nodes = self.route(i, gate, lane, head, now)
+                if branch is None:
+                    return [], nodes
+                way.append(branch)
+            else:
+                node = (i, head.keys[i])
+                if self.blocked(node, lane) or gate.ready_at(*self.terms(node, head), now) > now:
+                    return [], [node]
+                way.append(None)
+        return way, []
+
+    def route(
+        self, i: int, router: Router, lane: Lane, head: Entry, now: float
+    ) -> tuple[Branch | None, list[Node]]:
+        pin, keys = head.keys[i]
+        nodes: list[Node] = []
+        rejections: list[TaskRejected] = []
+        too_large: TaskTooLarge | None = None
+        for branch in router.branches(pin):
+            if branch in keys:
+                try:
+                    closed = self.enter(i, branch, lane, head, now)
+                except TaskTooLarge as error:
+                    too_large = error
+                    continue
+                if closed is None:
+                    return branch, []
+                node, rejection = closed
+                nodes.append(node)
+                rejections += [rejection] if rejection is not None else []
+        if rejections and len(rejections) == len(nodes):
+            raise min(rejections, key=until)
+        if too_large is not None and not nodes and not self.hope(router, head, i):
+            raise too_large
+        return None, [*nodes, (i, "pin", pin)]
+
+    def enter(
+        self, i: int, branch: Branch, lane: Lane, head: Entry, now: float
+    ) -> tuple[Node, TaskRejected | None] | None:
+        for j, limit in enumerate(branch.limits):
+            node = (i, branch, j, head.keys[i][1][branch][j])
+            if self.blocked(node, lane):
+                return node, None
+            try:
+                if limit.ready_at(*self.terms(node, head), now) > now:
+                    return node, None
+            except TaskRejected as error:
+                return node, error
+        return None
+
+    def hope(self, router: Router, head: Entry, i: int) -> bool:
+        """Whether a branch, though perhaps not now, could still take the task."""
+        for branch, keys in head.keys[i][1].items():
+            try:
+                for limit, key, cost in zip(
+                    branch.limits, keys, head.costs[i][branch], strict=True
+                ):
+                    limit.check(key, cost)
+            except TaskTooLarge:
+                continue
+            return True
+        return False
+
+    def limit_at(self, node: Node) -> Limit:
+        gate = self.gates[node[0]] if len(node) == 2 else node[1].limits[node[2]]
+        assert isinstance(gate, Limit)
+        return gate
+
+    def terms(self, node: Node, entry: Entry) -> tuple[Any, Any]:
+        """The key and the cost by which the limit at a node knows the task."""
+        cost = entry.costs[node[0]]
+        return node[-1], cost if len(node) == 2 else cost[node[1]][node[2]]
+
+    def blocked(self, node: Node, lane: Lane) -> bool:
+        return any(
+            other.place < lane.place for other in self.lanes if node in other.nodes + other.kept
+        )
+
+    def instant(self, node: Node, lane: Lane, now: float) -> float:
+        """When the node opens for the head of the lane, if nothing happens."""
+        assert lane.head is not None
+        if len(node) == 3:
+            return inf  # a pin
+        try:
+            return self.limit_at(node).ready_at(*self.terms(node, lane.head), now)
+        except TaskRejected as error:
+            return now if len(node) == 2 else until(error)
+        except TaskTooLarge:
+            return now
+
+    def may_move(self, lane: Lane, now: float) -> bool:
+        return any(
+            not self.blocked(node, lane) and self.instant(node, lane, now) <= now
+            for node in lane.nodes
+        )
+
+    def start(self, lane: Lane, head: Entry, way: list[Branch | None], now: float) -> None:
+        for i, (gate, branch) in enumerate(zip(self.gates, way, strict=True)):
+            if isinstance(gate, Limit):
+                grant = gate.acquire(*self.terms((i, head.keys[i]), head), now)
+                head.grants.append((gate, grant))
+            else:
+                assert branch is not None
+                for j, limit in enumerate(branch.limits):
+                    node = (i, branch, j, head.keys[i][1][branch][j])
+                    head.grants.append((limit, limit.acquire(*self.terms(node, head), now)))
+                gate.took(branch, now)
+                head.provider = branch.name
+        head.state = "running"
+        lane.moves = 0
+        lane.kept = []
+        self.farewell(head, now)
+        self.remove(head, now)
+        self.rerank(head.groups, now)
+
+    def next_wake(self, now: float) -> float:
+        """The first instant at which a pull may do anything, if nothing happens until then."""
+        if any(not lane.nodes for lane in self.lanes):
+            return now
+        instants = [
+            self.instant(node, lane, now)
+            for lane in self.lanes
+            for node in lane.nodes
+            if not self.blocked(node, lane)
+        ]
+        for entry in self.entries.values():
+            if entry.state in ("held", "waiting"):
+                instants += [instant for instant, _ in self.bounds(entry)]
+            if entry.state == "held":
+                if entry.opens > now:
+                    instants.append(entry.opens)
+                elif self.offset is not None:
+                    instants.append(entry.opens_wall - self.offset)
+        return min(instants, default=inf)
+
+    # ---- what happens to a task -------------------------------------------------------------
+
+    def begun(self, task: Task[Any], now: float) -> None:
+        self.now = now
+        for limit, grant in self.entries[task].grants:
+            limit.started(grant, now)
+
+    def finish(self, task: Task[Any], outcome: Outcome, now: float) -> bool:
+        self.now = now
+        entry = self.entries[task]
+        for limit, grant in entry.grants:
+            limit.release(grant, outcome, now)
+        entry.grants = []
+        self.rerank(entry.groups, now)
+        answers = [
+            stage.review(task, outcome, now) for stage in self.stages if isinstance(stage, Feedback)
+        ]
+        again = max((answer.instant for answer in answers if answer is not None), default=None)
+        entry.state = outcome.kind
+        if again is None or outcome.kind == "cancelled":
+            return False
+        again = max(again, now)
+        if any(instant <= again for instant, _ in self.bounds(entry)):
+            return False
+        entry.state = "held"
+        entry.opens = again
+        entry.opens_wall = -inf
+        self.greet(entry, now, again=True)
+        if self.plan_again(entry):
+            self.join_if_due(entry, now)
+        return True
+
+    def settle(self, task: Task[Any], actual: dict[str, float], now: float) -> None:
+        self.now = now
+        entry = self.entries[task]
+        for limit, grant in entry.grants:
+            if isinstance(limit.cost, str) and limit.cost in actual:
+                limit.settle(grant, actual[limit.cost], now)
+        self.rerank(entry.groups, now)
+
+    def cancel(self, task: Task[Any], now: float) -> None:
+        self.now = now
+        self.dismiss(self.entries[task], "cancelled", None)
+
+    def queued(self) -> set[Task[Any]]:
+        return {task for task, entry in self.entries.items() if entry.state in ("held", "waiting")}
+
+    # ---- what changes from outside ----------------------------------------------------------
+
+    def set_wall_offset(self, offset: float, now: float) -> None:
+        self.offset = offset
+
+    def policy_changed(self, policy: Role, key: Hashable) -> None:
+        if isinstance(policy, GroupOrder):
+            for lane in self.lanes:
+                assert lane.head is not None
+                if key is ALL or key in lane.head.groups:
+                    self.rerank(lane.head.groups, self.now)
+        for i, gate in enumerate(self.gates):
+            if isinstance(gate, Router):
+                inside = [limit for branch in gate.all_branches(None) for limit in branch.limits]
+                if policy is gate or policy in inside:
+                    for lane in self.lanes:
+                        if any(node[0] == i and len(node) > 2 for node in lane.nodes):
+                            lane.nodes = []
+
+    def policy_restructured(self, policy: Role) -> None:
+        self.listen()
+        self.lanes = []
+        for entry in self.entries.values():
+            if entry.state in ("held", "waiting") and self.plan_again(entry):
+                if entry.state == "waiting":
+                    self.join(entry, self.now)
+
+
+def until(error: TaskRejected) -> float:
+    return inf if error.until is None else error.until

@@ -1,0 +1,729 @@
+"""The rules of a chain, one by one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable
+from datetime import timedelta
+from math import inf
+from typing import Any
+
+import pytest
+
+from async_task_manager import (
+    Chain,
+    InvalidType,
+    InvalidValue,
+    QueueTimeout,
+    StrategyError,
+    StrategyInUse,
+    Task,
+    TaskManager,
+    TaskRejected,
+    TaskTooLarge,
+    UnknownProvider,
+)
+from async_task_manager.strategies import (
+    BaseStrategy,
+    ConcurrentLimitStrategy,
+    Feedback,
+    FixedWindowStrategy,
+    GroupOrder,
+    Hold,
+    Limit,
+    Order,
+    PriorityQueueStrategy,
+    Provider,
+    ProviderRouterStrategy,
+    RetryAt,
+    SlidingWindowStrategy,
+    Source,
+    TimeBasedStrategy,
+    TokenBucketStrategy,
+    Usage,
+    WallTime,
+)
+from async_task_manager.strategies._dispatch import MAX_MOVES, Dispatch
+from async_task_manager.strategies._lanes import PRUNE_AT, Queue
+from async_task_manager.task import Outcome
+
+
+async def nothing() -> None:
+    pass
+
+
+def task(**metadata: Any) -> Task[None]:
+    return Task(nothing, metadata or None)
+
+
+def add(chain: Chain, *tasks: Task[Any], now: float = 0.0) -> list[Task[Any]]:
+    for each in tasks:
+        chain.add(each, now)
+    return list(tasks)
+
+
+def drain(chain: Chain, now: float) -> list[Task[Any]]:
+    """Pulls until nothing more comes; a pull that only had no time to finish is repeated."""
+    started = []
+    for _ in range(10_000):
+        given = chain.pull(now)
+        if given is not None:
+            started.append(given)
+            chain.begun(given, now)
+        elif chain.next_wake(now) > now:
+            return started
+    raise AssertionError("no end of it")
+
+
+def end(chain: Chain, *tasks: Task[Any], now: float, kind: Any = "success") -> None:
+    for each in tasks:
+        chain.finish(each, Outcome(kind, now, now), now)
+
+
+# ---- who goes first -----------------------------------------------------------------------------
+
+
+def test_a_large_task_is_not_starved_and_a_better_rank_goes_ahead() -> None:
+    chain = Chain(PriorityQueueStrategy(), ConcurrentLimitStrategy(4, key="k", cost="n"))
+    running = add(chain, task(k=1, cost=3))
+    assert drain(chain, 0.0) == running
+    large, small = add(chain, task(k=1, cost=4), task(k=1, cost=1))
+    assert drain(chain, 1.0) == []
+    (urgent,) = add(chain, task(k=1, cost=1, priority="high"), now=2.0)
+    assert drain(chain, 2.0) == [urgent]
+    end(chain, *running, urgent, now=3.0)
+    assert drain(chain, 3.0) == [large]
+    end(chain, large, now=4.0)
+    assert drain(chain, 4.0) == [small]
+
+
+def test_a_blocked_key_blocks_no_other() -> None:
+    chain = Chain(ConcurrentLimitStrategy(1, key="k"))
+    first, _waits, other = add(chain, task(k="a"), task(k="a"), task(k="b"))
+    assert drain(chain, 0.0) == [first, other]
+
+
+def test_several_limits_are_charged_together_or_not_at_all() -> None:
+    window, slots = SlidingWindowStrategy(5, 60), ConcurrentLimitStrategy(1)
+    chain = Chain(window, slots)
+    add(chain, task(), task())
+    assert len(drain(chain, 0.0)) == 1
+    assert (window.usage(None, 0.0).used, slots.usage(None, 0.0).used) == (1, 1)
+
+
+def test_two_contended_keys_starve_nobody() -> None:
+    """One task needs both; others keep taking one or the other. In the end it gets its turn."""
+    chain = Chain(ConcurrentLimitStrategy(1, key="a"), ConcurrentLimitStrategy(1, key="b"))
+    running = deque(add(chain, task(a="x", b=0), task(a=1, b="y")))
+    assert len(drain(chain, 0.0)) == 2
+    (both,) = add(chain, task(a="x", b="y"))
+    for turn in range(1, 40):
+        now = float(turn)
+        add(chain, task(a="x", b=turn) if turn % 2 else task(a=-turn, b="y"), now=now)
+        end(chain, running.popleft(), now=now)
+        running.extend(drain(chain, now))
+        if both in running:
+            return
+    pytest.fail("it starved")
+
+
+def test_a_pull_is_bounded() -> None:
+    chain = Chain(ConcurrentLimitStrategy(1), ConcurrentLimitStrategy(1, key="k"))
+    add(chain, *(task(k=i) for i in range(5 * MAX_MOVES)))
+    assert chain.pull(0.0) is not None
+    assert chain.pull(0.0) is None
+    assert chain.next_wake(0.0) == 0.0
+    assert drain(chain, 0.0) == []
+    assert chain.next_wake(0.0) == inf
+
+
+def test_one_opening_wakes_one_lane() -> None:
+    chain = Chain(ConcurrentLimitStrategy(1, cost=1), ConcurrentLimitStrategy(9, key="k"))
+    add(chain, *(task(k=i) for i in range(100)))
+    (first,) = drain(chain, 0.0)
+    assert isinstance(chain.dispatch, Dispatch)
+    moves = chain.dispatch.moves
+    end(chain, first, now=1.0)
+    assert len(drain(chain, 1.0)) == 1
+    assert chain.dispatch.moves - moves <= 2
+
+
+def test_keys_seen_are_not_keys_kept() -> None:
+    chain = Chain(ConcurrentLimitStrategy(1, key="k"))
+    for i in range(2000):
+        add(chain, task(k=i))
+        end(chain, *drain(chain, 0.0), now=0.0)
+    assert isinstance(chain.dispatch, Dispatch)
+    (gate,) = chain.dispatch.gates
+    assert not chain.dispatch.lanes
+    assert not list(gate.all_nodes())
+
+
+# ---- holds and bounds ---------------------------------------------------------------------------
+
+
+def test_bounds_are_half_open() -> None:
+    class Between(Hold):
+        def not_before(self, task: Task[Any], now: float) -> float:
+            return task.metadata.get("from", now)  # type: ignore[no-any-return]
+
+        def not_after(self, task: Task[Any], now: float) -> float:
+            return task.metadata.get("to", inf)  # type: ignore[no-any-return]
+
+    chain = Chain(Between(), ConcurrentLimitStrategy(1))
+    first, held, late = add(chain, task(), task(**{"from": 5.0}), task(to=4.0))
+    assert drain(chain, 0.0) == [first]
+    assert chain.next_wake(0.0) == 4.0
+    assert drain(chain, 4.0) == []
+    ((gone, error),) = chain.out
+    assert (gone, type(error), gone.state) == (late, QueueTimeout, "expired")
+    end(chain, first, now=4.5)
+    assert drain(chain, 4.5) == []
+    assert chain.next_wake(4.5) == 5.0
+    assert drain(chain, 5.0) == [held]
+
+
+def test_wall_times_follow_the_wall_clock() -> None:
+    class Until(Hold):
+        def not_after(self, task: Task[Any], now: float) -> float:
+            return WallTime(task.metadata["to"]) if "to" in task.metadata else inf
+
+    chain = Chain(TimeBasedStrategy(), Until())
+    day = 1_700_000_000.0
+    held, bounded = add(chain, task(valid_after=day + 100), task(valid_after=day + 90, to=day + 50))
+    assert chain.watches_wall_time
+    assert drain(chain, 0.0) == []
+    chain.set_wall_offset(day, 0.0)
+    assert chain.next_wake(0.0) == 50.0
+    assert drain(chain, 50.0) == []
+    assert bounded.state == "expired"
+    chain.set_wall_offset(day + 30, 60.0)
+    assert chain.next_wake(60.0) == 70.0
+    assert drain(chain, 70.0) == [held]
+
+
+def test_a_hold_of_both_clocks_takes_the_later() -> None:
+    class Also(Hold):
+        def not_before(self, task: Task[Any], now: float) -> float:
+            return now + 10
+
+    chain = Chain(TimeBasedStrategy(), Also())
+    chain.set_wall_offset(1_700_000_000.0, 0.0)
+    (held,) = add(chain, task(valid_after=1_700_000_020))
+    assert drain(chain, 10.0) == []
+    assert drain(chain, 20.0) == [held]
+
+
+def test_cancelled_while_held_queued_and_gone() -> None:
+    chain = Chain(TimeBasedStrategy(), ConcurrentLimitStrategy(1, key="k"))
+    held, running, queued = add(chain, task(valid_after=timedelta(9)), task(k=1), task(k=1))
+    assert drain(chain, 0.0) == [running]
+    chain.cancel(held, 1.0)
+    chain.cancel(queued, 1.0)
+    assert chain.queued == 0
+    end(chain, running, now=2.0)
+    assert drain(chain, 2.0) == []
+    assert chain.next_wake(2.0) == inf
+
+
+def test_the_calendar_forgets_what_does_not_matter() -> None:
+    chain = Chain(TimeBasedStrategy())
+    for _ in range(2000):
+        (held,) = add(chain, task(valid_after=timedelta(days=1)))
+        chain.cancel(held, 0.0)
+    assert len(chain._bounds.heap) <= 512
+
+
+def test_cancelled_tasks_are_pruned() -> None:
+    for chain in (Chain(ConcurrentLimitStrategy(1)), Chain(ConcurrentLimitStrategy(1, key="k"))):
+        tasks = add(chain, *(task(k=1, priority=i % 3) for i in range(10 * PRUNE_AT)))
+        assert drain(chain, 0.0) == tasks[:1]
+        for each in tasks[1:-1]:
+            chain.cancel(each, 0.0)
+        lane = tasks[-1]._lane
+        assert lane is not None
+        assert len(lane.front) < 3 * PRUNE_AT
+        end(chain, tasks[0], now=1.0)
+        assert drain(chain, 1.0) == tasks[-1:]
+
+
+def test_a_queue_keeps_ranks_and_arrivals() -> None:
+    chain = Chain(PriorityQueueStrategy())
+    tasks = add(chain, *(task(priority=p) for p in (1, 3, 2, 3, 2, 1, 2)))
+    queue = Queue()
+    for each in (tasks[i] for i in (6, 0, 4, 2, 5, 3, 1)):  # not in the order of arrival
+        queue.push(each)
+    order = []
+    while (head := queue.peek()) is not None:
+        order.append(head)
+        queue.pop()
+    assert order == [tasks[i] for i in (1, 3, 2, 4, 6, 0, 5)]
+
+
+# ---- refusals for good --------------------------------------------------------------------------
+
+
+class FailsFast(ConcurrentLimitStrategy):
+    """Rejects instead of letting wait."""
+
+    def ready_at(self, key: Hashable, cost: Any, now: float) -> float:
+        instant = super().ready_at(key, cost, now)
+        if instant == inf:
+            raise TaskRejected("busy", until=now + 5)
+        return instant
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+def test_a_limit_may_reject(key: str | None) -> None:
+    chain = Chain(FailsFast(1, key=key))
+    first, second = add(chain, task(), task())
+    assert drain(chain, 0.0) == [first]
+    ((gone, error),) = chain.out
+    assert (gone, str(error)) == (second, "busy")
+
+
+def test_in_a_branch_a_rejection_closes_the_branch_only() -> None:
+    slots = ConcurrentLimitStrategy(1)
+    router = ProviderRouterStrategy(
+        [Provider("a", limits=[FailsFast(1)]), Provider("b", limits=[slots])]
+    )
+    chain = Chain(router)
+    tasks = add(chain, *(task() for _ in range(3)))
+    assert [each.provider for each in drain(chain, 0.0)] == ["a", "b"]
+    assert not chain.out
+    assert chain.next_wake(0.0) == 5.0
+    router["b"].disable()
+    assert drain(chain, 1.0) == []
+    assert [gone for gone, _ in chain.out] == [tasks[2]]
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+def test_lowered_below_an_accepted_cost(key: str | None) -> None:
+    limit = ConcurrentLimitStrategy(5, key=key, cost="n")
+    chain = Chain(limit)
+    first, large = add(chain, task(cost=5, k=1), task(cost=5, k=1))
+    assert drain(chain, 0.0) == [first]
+    limit.max_concurrent = 3
+    end(chain, first, now=1.0)
+    assert drain(chain, 1.0) == []
+    ((gone, error),) = chain.out
+    assert (gone, type(error)) == (large, TaskTooLarge)
+
+
+def test_no_branch_could_ever_take_it() -> None:
+    small, large = (ConcurrentLimitStrategy(n, cost="n") for n in (2, 5))
+    router = ProviderRouterStrategy(
+        [Provider("small", limits=[small]), Provider("large", limits=[large], enabled=False)]
+    )
+    chain = Chain(router)
+    with pytest.raises(TaskTooLarge):
+        chain.add(task(cost=6), 0.0)
+    (only_large, fits) = add(chain, task(cost=4), task(cost=2))
+    assert drain(chain, 0.0) == [fits]
+    large.max_concurrent = 3
+    router["large"].enable()
+    assert drain(chain, 1.0) == []
+    assert [gone for gone, _ in chain.out] == [only_large]
+
+
+def test_a_branch_lowered_while_another_is_only_disabled() -> None:
+    first, second = (ConcurrentLimitStrategy(5, cost="n") for _ in range(2))
+    router = ProviderRouterStrategy(
+        [Provider("a", limits=[first]), Provider("b", limits=[second], enabled=False)]
+    )
+    chain = Chain(router)
+    chain.add(blocker := task(cost=5), 0.0)
+    assert drain(chain, 0.0) == [blocker]
+    (waits,) = add(chain, task(cost=4))
+    first.max_concurrent = 2
+    end(chain, blocker, now=1.0)
+    assert drain(chain, 1.0) == []
+    assert not chain.out
+    router["b"].enable()
+    assert drain(chain, 2.0) == [waits]
+
+
+def test_what_a_branch_needs_must_be_told() -> None:
+    router = ProviderRouterStrategy(
+        [Provider("a", limits=[SlidingWindowStrategy(9, 1, cost="tokens")]), Provider("b")]
+    )
+    with pytest.raises(InvalidValue, match="tokens"):
+        Chain(router).add(task(), 0.0)
+
+
+def test_bad_ranks_and_groups() -> None:
+    class Nan(Order):
+        def rank(self, task: Task[Any], now: float) -> float:
+            return float("nan")
+
+    with pytest.raises(InvalidValue, match="sortable"):
+        Chain(Nan()).add(task(), 0.0)
+    with pytest.raises(InvalidValue, match="sortable"):
+        Chain(Nan(), PriorityQueueStrategy()).add(task(), 0.0)
+
+
+# ---- live change --------------------------------------------------------------------------------
+
+
+def test_providers_come_and_go_while_tasks_wait() -> None:
+    router = ProviderRouterStrategy([Provider("a", limits=[ConcurrentLimitStrategy(1)])])
+    chain = Chain(TimeBasedStrategy(), router)
+    first, waits, pinned, held = add(
+        chain,
+        task(),
+        task(),
+        task(provider="a"),
+        task(provider="a", valid_after=timedelta(seconds=50)),
+    )
+    assert drain(chain, 0.0) == [first]
+    router.add(Provider("b", limits=[ConcurrentLimitStrategy(1, key="k")]))
+    assert drain(chain, 1.0) == [waits]
+    assert waits.provider == "b"
+    router.remove("a", force=True)
+    assert drain(chain, 2.0) == []
+    assert {gone for gone, _ in chain.out} == {pinned, held}
+    assert all(isinstance(error, UnknownProvider) for _, error in chain.out)
+    end(chain, first, waits, now=3.0)
+    assert chain.queued == chain.running == 0
+
+
+def test_a_retry_sees_the_branches_of_its_time() -> None:
+    class Again(Feedback):
+        def review(self, task: Task[Any], outcome: Outcome, now: float) -> RetryAt | None:
+            return RetryAt(now)
+
+    router = ProviderRouterStrategy([Provider("a"), Provider("b")])
+    chain = Chain(Again(), router)
+    free, pinned = add(chain, task(), task(provider="a"))
+    assert drain(chain, 0.0) == [free, pinned]
+    router.remove("a")
+    end(chain, free, pinned, now=1.0, kind="failure")
+    assert drain(chain, 1.0) == [free]
+    assert free.provider == "b"
+    assert [gone for gone, _ in chain.out] == [pinned]
+
+
+def test_retries_keep_their_place_and_their_bounds() -> None:
+    class After(Feedback):
+        def review(self, task: Task[Any], outcome: Outcome, now: float) -> RetryAt | None:
+            return RetryAt(now + 5) if outcome.kind == "failure" else None
+
+    chain = Chain(After(), ConcurrentLimitStrategy(1))
+    manager = TaskManager(chain)
+    first = manager.add_task(nothing)
+    short = manager.add_task(nothing, queue_timeout=3)
+    third = manager.add_task(nothing)
+    assert drain(chain, 0.0) == [first]
+    end(chain, first, now=1.0, kind="failure")
+    assert drain(chain, 1.0) == [short]
+    assert not chain.finish(short, Outcome("failure", 1.0, 2.0), 2.0)  # 7 would be past its bound
+    assert chain.next_wake(2.0) == 2.0
+    assert drain(chain, 6.0) == [first]
+    assert (first.attempt, third.state) == (2, "queued")
+
+
+def test_limits_change_while_tasks_wait() -> None:
+    for key in (None, "k"):
+        limit = ConcurrentLimitStrategy(1, key=key)
+        chain = Chain(limit)
+        tasks = add(chain, *(task(k=1) for _ in range(3)))
+        assert drain(chain, 0.0) == tasks[:1]
+        limit.max_concurrent = 2
+        assert drain(chain, 1.0) == tasks[1:2]
+        limit.changed(1)
+
+
+def test_inside_a_router_too() -> None:
+    limit = ConcurrentLimitStrategy(1)
+    chain = Chain(ProviderRouterStrategy([Provider("a", limits=[limit])]))
+    tasks = add(chain, task(), task())
+    assert drain(chain, 0.0) == tasks[:1]
+    limit.max_concurrent = 2
+    assert drain(chain, 1.0) == tasks[1:]
+
+
+def test_settled_costs_let_others_start() -> None:
+    for key in (None, "k"):
+        chain = Chain(
+            PriorityQueueStrategy(),
+            SlidingWindowStrategy(10, 60, cost="tokens", key=key),
+            TokenBucketStrategy(1, 10, cost=lambda task: 5),
+            ConcurrentLimitStrategy(9),
+        )
+        first, second = add(chain, *(task(cost={"tokens": 10}) for _ in range(2)))
+        assert drain(chain, 0.0) == [first]
+        chain.settle(first, {"tokens": 0}, 1.0)
+        chain.settle(first, 5, 1.0)
+        chain.settle(first, {"tokens": 0}, 1.0)
+        assert drain(chain, 1.0) == [second]
+
+
+# ---- groups, sources, composition ---------------------------------------------------------------
+
+
+class FewestFirst(GroupOrder):
+    """Whoever has the fewest running goes first."""
+
+    def __init__(self) -> None:
+        self.running: dict[Hashable, int] = {}
+        self.arrivals: list[bool] = []
+
+    def group(self, task: Task[Any]) -> Hashable:
+        return task.metadata.get("user")
+
+    def group_rank(self, group: Hashable, now: float) -> int:
+        return self.running.get(group, 0)
+
+    def arrive(self, group: Hashable, now: float, again: bool) -> None:
+        self.arrivals.append(again)
+
+    def leave(self, group: Hashable, now: float) -> None:
+        self.running[group] = self.running.get(group, 0) + 1
+
+
+def test_groups_rank_anew_with_every_start() -> None:
+    order = FewestFirst()
+    chain = Chain(order, PriorityQueueStrategy(), ConcurrentLimitStrategy(3))
+    a = add(chain, *(task(user="a") for _ in range(3)))
+    b = add(chain, *(task(user="b") for _ in range(2)))
+    assert drain(chain, 0.0) == [a[0], b[0], a[1]]
+    order.running["a"] = 0
+    order.changed("a")
+    end(chain, a[0], now=1.0)
+    assert drain(chain, 1.0) == [a[2]]
+    order.running.clear()
+    order.changed()
+    end(chain, b[0], now=2.0)
+    assert drain(chain, 2.0) == [b[1]]
+    assert order.arrivals == [False] * 5
+    (gone,) = add(chain, task(user="c"), now=3.0)
+    chain.cancel(gone, 3.0)
+    assert order.running["c"] == 1
+    with pytest.raises(TypeError):
+        chain.add(task(user=[]), 3.0)
+
+
+class Clockwork(Source):
+    """A task every ten seconds; once something that is none."""
+
+    def __init__(self, *made: Any) -> None:
+        self.made = list(made)
+        self.due = 10.0
+
+    def next_due(self, now: float) -> float:
+        return self.due if self.made else inf
+
+    def emit(self, now: float) -> Iterable[Task[Any]]:
+        self.due += 10
+        yield self.made.pop(0)
+
+
+async def test_a_source_brings_tasks() -> None:
+    made = [task(), task()]
+    async with TaskManager(Chain(Clockwork(*made), ConcurrentLimitStrategy(1))) as manager:
+        await asyncio.sleep(25)
+    assert [round(each.started_at - manager.epoch) for each in made if each.started_at] == [10, 20]
+
+
+def test_what_a_source_brings_is_checked() -> None:
+    chain = Chain(Clockwork(task(cost=9), "junk"), ConcurrentLimitStrategy(1, cost="n"))
+    assert chain.next_wake(0.0) == 10.0
+    assert drain(chain, 10.0) == []
+    assert [type(error) for _, error in chain.out] == [TaskTooLarge]
+    with pytest.raises(StrategyError, match="junk"):
+        chain.pull(20.0)
+
+
+def test_chains_are_flat_and_strategies_have_one_home() -> None:
+    inner = Chain(PriorityQueueStrategy(), ConcurrentLimitStrategy(1))
+    outer = Chain(inner, SlidingWindowStrategy(1, 1))
+    assert len(outer.stages) == 3
+    with pytest.raises(StrategyInUse, match="part of another"):
+        TaskManager(inner)
+    with pytest.raises(StrategyInUse, match="another chain"):
+        Chain(outer.stages[1])
+    limit = ConcurrentLimitStrategy(1)
+    with pytest.raises(StrategyInUse, match="twice"):
+        Chain(limit, limit)
+    with pytest.raises(InvalidType, match="must be a strategy"):
+        Chain("limit")  # type: ignore[arg-type]
+    assert repr(outer).startswith("Chain(PriorityQueueStrategy()")
+
+
+def test_usage_of_all_limits() -> None:
+    chain = Chain(
+        FixedWindowStrategy(2, 60),
+        ProviderRouterStrategy([Provider("a", limits=[ConcurrentLimitStrategy(3)])]),
+    )
+    add(chain, task())
+    drain(chain, 0.0)
+    usage = chain.usage(0.0)
+    assert usage["FixedWindowStrategy(2, 60)"].used == 1
+    assert usage["a"]["ConcurrentLimitStrategy(3)"] == Usage(1, 3)
+
+
+def test_an_instant_that_is_none() -> None:
+    class Nan(Limit):
+        def ready_at(self, key: Hashable, cost: Any, now: float) -> float:
+            return float("nan")
+
+        def acquire(self, key: Hashable, cost: Any, now: float) -> None: ...
+
+        def usage(self, key: Hashable, now: float) -> Usage:
+            return Usage(0, 1)
+
+    for key in (None, "k"):
+        chain = Chain(Nan(key=key))
+        add(chain, task())
+        with pytest.raises(StrategyError, match=r"Nan\(\).*nan"):
+            chain.pull(0.0)
+
+
+# ---- custom strategies of four methods ----------------------------------------------------------
+
+
+class Polled(BaseStrategy):
+    def __init__(self, interval: float | None = 0) -> None:
+        self.queue: deque[Task[Any]] = deque()
+        self.interval = interval
+
+    def add_task(self, task: Task[Any]) -> None:
+        self.queue.append(task)
+
+    def get_next_task(self) -> Task[Any] | None:
+        return self.queue.popleft() if self.queue else None
+
+    async def get_sleep_interval(self) -> float | None:
+        return self.interval
+
+
+def poll(chain: Chain, now: float, poll_interval: float = 1.0) -> list[Task[Any]]:
+    """Pulls and answers for the intervals, as a manager does, until nothing more comes."""
+    started = []
+    for _ in range(20):
+        if (given := chain.pull(now)) is not None:
+            started.append(given)
+        for stage in chain.asking():
+            assert isinstance(stage.strategy, Polled)
+            stage.answer(stage.strategy.interval, now, poll_interval)
+    return started
+
+
+def test_it_is_fed_one_at_a_time_in_the_order_before_it() -> None:
+    mine = Polled()
+    chain = Chain(PriorityQueueStrategy(), mine, ConcurrentLimitStrategy(1, key="k"))
+    low, high = add(chain, task(priority="low", k=1), task(priority="high", k=1))
+    assert poll(chain, 0.0) == [high]
+    assert not mine.queue
+    (best,) = add(chain, task(priority=9, k=2))
+    assert poll(chain, 1.0) == []  # `low` is in the slot by now, and holds up the other key
+    chain.cancel(best, 1.5)
+    end(chain, high, now=2.0)
+    assert poll(chain, 2.0) == [low]
+
+
+def test_it_keeps_its_pace() -> None:
+    chain = Chain(Polled(3.0), ConcurrentLimitStrategy(9))
+    tasks = add(chain, *(task() for _ in range(3)))
+    assert poll(chain, 0.0) == tasks[:1]
+    assert chain.next_wake(0.0) == 3.0
+    assert poll(chain, 2.9) == []
+    assert poll(chain, 3.0) == tasks[1:2]
+
+
+def test_two_of_them_in_a_row() -> None:
+    chain = Chain(Polled(), Polled(None), TimeBasedStrategy())
+    tasks = add(chain, *(task() for _ in range(3)))
+    started: list[Task[Any]] = []
+    for now in range(8):
+        started += poll(chain, float(now))
+    assert started == tasks
+    assert chain.next_wake(9.0) <= 9.0
+
+
+def test_cancelled_inside_and_above() -> None:
+    mine = Polled(5.0)
+    chain = Chain(mine, ConcurrentLimitStrategy(1))
+    first, second, third = add(chain, task(), task(), task())
+    assert poll(chain, 0.0) == [first]
+    chain.cancel(third, 0.0)
+    assert poll(chain, 5.0) == []
+    chain.cancel(second, 5.0)
+    end(chain, first, now=6.0)
+    assert poll(chain, 20.0) == []
+    assert chain.tasks() == []
+
+
+def test_it_is_the_whole_chain() -> None:
+    mine = Polled(5.0)
+    chain = Chain(mine)
+    first, second = add(chain, task(), task())
+    assert len(mine.queue) == 2
+    chain.cancel(first, 0.0)
+    assert poll(chain, 0.0) == []
+    assert poll(chain, 5.0) == [second]
+    assert chain.clear(6.0) == []
+
+
+def test_it_may_make_tasks_itself() -> None:
+    class Makes(Polled):
+        def get_next_task(self) -> Task[Any] | None:
+            return None if self.made else self.make()
+
+        made = False
+
+        def make(self) -> Task[Any]:
+            self.made = True
+            return task(priority=1)
+
+    for chain in (Chain(Makes()), Chain(Makes(), PriorityQueueStrategy())):
+        assert len(poll(chain, 0.0)) == 1
+        assert chain.running == 1
+
+
+def test_a_foreign_strategy_with_a_router_behind() -> None:
+    router = ProviderRouterStrategy([Provider("a", limits=[ConcurrentLimitStrategy(1)])])
+    chain = Chain(Polled(), router)
+    first, *others = add(chain, *(task(provider="a") for _ in range(4)))
+    assert poll(chain, 0.0) == [first]
+    router.add(Provider("b"))
+    assert poll(chain, 1.0) == []
+    router.remove("a", force=True)
+    poll(chain, 2.0)
+    assert {gone for gone, _ in chain.out} == set(others)
+
+
+async def test_by_hand_the_intervals_are_asked() -> None:
+    chain = Chain(Polled(0.0))
+    chain.add_task(task())
+    given = chain.get_next_task()
+    assert given is not None
+    assert await chain.get_sleep_interval() == 0.0
+    await given.run()
+
+
+def test_a_subclass_that_brings_its_own_queue_is_foreign() -> None:
+    class Own(PriorityQueueStrategy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mine: list[Task[Any]] = []
+
+        def add_task(self, task: Task[Any]) -> None:
+            self.mine.append(task)
+
+        def get_next_task(self) -> Task[Any] | None:
+            return self.mine.pop() if self.mine else None
+
+    assert Chain(Own()).foreigners()
+    assert not Chain(PriorityQueueStrategy()).foreigners()
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: Chain(ConcurrentLimitStrategy(1)), lambda: Chain(Polled(), Polled())]
+)
+def test_clearing_takes_everything(build: Callable[[], Chain]) -> None:
+    chain = build()
+    tasks = add(chain, task(), task(), task())
+    assert set(chain.clear(0.0)) == set(tasks)
+    assert chain.queued == 0
