@@ -1,0 +1,1 @@
+"""How fast it is: `python -m benchmarks` prints the table of docs/benchmarks.md."""

@@ -1,0 +1,218 @@
+"""Rows C to F and the moves: memory, exactness under real time, latency, queues."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+import tracemalloc
+from bisect import bisect_left
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+from async_task_manager import Chain, Task, TaskManager
+from async_task_manager.strategies import (
+    BaseStrategy,
+    ConcurrentLimitStrategy,
+    Provider,
+    ProviderRouterStrategy,
+    SlidingWindowStrategy,
+    TokenBucketStrategy,
+)
+from async_task_manager.strategies._dispatch import Dispatch
+from async_task_manager.strategies._lanes import Queue
+from async_task_manager.task import Outcome
+from benchmarks.report import Row
+from benchmarks.throughput import ours, slots, timed, trivial
+
+__all__ = ["latency", "limits", "memory", "moves", "queues"]
+
+
+def memory(quick: bool) -> list[Row]:
+    """C: bytes per queued task, and whether a deep queue slows anything."""
+    rows = []
+    n = 20_000 if quick else 100_000
+    for name, bar, make in (
+        ("factory", 200, lambda: trivial),
+        ("coroutine object", 400, trivial),
+    ):
+        manager = TaskManager(slots())
+        gc.collect()
+        tracemalloc.start()
+        for _ in range(n):
+            manager.add_task(make())
+        used = tracemalloc.get_traced_memory()[0] / n
+        tracemalloc.stop()
+        rows.append(Row("C", f"bytes per queued task, {name}", used, "B", bar))
+        del manager
+    few, many = (10_000, 100_000) if quick else (10_000, 1_000_000)
+    small = timed({"ours": ours(slots)}, few, 3)["ours"]
+    large = timed({"ours": ours(slots)}, many, 1 if quick else 3)["ours"]
+    rows.append(Row("C", f"µs per task at {many:.0e} queued to {few:.0e}", large / small, "", 1.5))
+    return rows
+
+
+def limits(quick: bool) -> list[Row]:
+    """D: used to the full and never exceeded, in real time, stamped at the first instruction."""
+    rows = []
+    seconds = 2.0 if quick else 5.0
+    cases: list[tuple[str, int, Callable[[int], BaseStrategy], float, float, float]] = [
+        ("window", 200, lambda rate: SlidingWindowStrategy(rate, 1.0), 0, 1.0, 0.01),
+        ("window", 1000, lambda rate: SlidingWindowStrategy(rate, 1.0), 0, 1.0, 0.01),
+        ("bucket", 200, lambda rate: TokenBucketStrategy(rate, 5), 5, 1.01, 0.02),
+        ("bucket", 1000, lambda rate: TokenBucketStrategy(rate, 5), 5, 1.01, 0.02),
+    ]
+    for name, rate, build, burst, most_bar, cpu_bar in cases:
+        stamps, cpu = asyncio.run(_stamped(build(rate), rate, seconds))
+        allowed = rate * (int(seconds) if name == "window" else seconds) + burst
+        ends = [bisect_left(stamps, stamp + 1.0) for stamp in stamps]
+        most = max(end - start for start, end in enumerate(ends)) / (rate + burst)
+        rows += [
+            Row(
+                "D", f"{name} of {rate}/s: started ÷ allowed", len(stamps) / allowed, "", 0.99, True
+            ),
+            Row("D", f"{name} of {rate}/s: most in a second ÷ limit", most, "", most_bar),
+            Row("D", f"{name} of {rate}/s: CPU s per s", cpu / seconds, "", cpu_bar),
+        ]
+    return rows
+
+
+async def _stamped(strategy: BaseStrategy, rate: int, seconds: float) -> tuple[list[float], float]:
+    stamps: list[float] = []
+
+    async def stamp() -> None:
+        stamps.append(time.monotonic())
+
+    manager = TaskManager(strategy)
+    for _ in range(int(rate * (seconds + 2))):
+        manager.add_task(stamp)
+    before = time.process_time()
+    await manager.idle()
+    await asyncio.sleep(seconds - 0.005)
+    manager.pause()
+    cpu = time.process_time() - before
+    await manager.close(grace=0)
+    return stamps, cpu
+
+
+def latency(quick: bool) -> list[Row]:
+    """E: from add to the first instruction, from a freed slot to the next start, and idling."""
+    n = 200 if quick else 2_000
+    to_start, bare, freed, idle = asyncio.run(_latencies(n, 1.0 if quick else 5.0))
+    return [
+        Row("E", "idle: add → first instruction, p50, to bare", to_start / bare, "", 1.5),
+        Row("E", "freed slot → next start, p50", freed * 1e6, "µs", 25),
+        Row("E", "idle CPU", idle * 1e3, "ms/s", 0.2),
+    ]
+
+
+async def _latencies(n: int, idle_seconds: float) -> tuple[float, float, float, float]:
+    began = 0.0
+    starts: list[float] = []
+    plain: list[float] = []
+    gaps: list[float] = []
+
+    async def first(into: list[float]) -> None:
+        into.append(time.perf_counter() - began)
+
+    manager = TaskManager(slots())
+    await manager.idle()
+    for _ in range(n):
+        await asyncio.sleep(0.001)
+        began = time.perf_counter()
+        await asyncio.create_task(first(plain))
+        await asyncio.sleep(0.001)
+        began = time.perf_counter()
+        await manager.add_task(lambda: first(starts))
+    before = time.process_time()
+    await asyncio.sleep(idle_seconds)
+    idle = (time.process_time() - before) / idle_seconds
+    await manager.stop()
+
+    last = 0.0
+
+    async def ends() -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if last:
+            gaps.append(now - last)
+        await asyncio.sleep(0)
+        last = time.perf_counter()
+
+    one = TaskManager(ConcurrentLimitStrategy(1))
+    for _ in range(n):
+        one.add_task(ends)
+    await one.idle()
+    await one.join()
+    await one.stop()
+    return median(starts), median(plain), median(gaps), idle
+
+
+def queues(quick: bool) -> list[Row]:
+    """F: push and pop of the queue at depth."""
+    depth = 20_000 if quick else 100_000
+    rows = []
+    for name, levels, bar in (("few levels", 3, 0.5), ("all distinct", depth, 1.5)):
+        tasks = []
+        for i in range(depth):
+            task: Task[Any] = Task(trivial)
+            task._rank, task._seq, task._state = (i * 7919) % levels, i, "queued"
+            tasks.append(task)
+        queue = Queue()
+        began = time.perf_counter()
+        for task in tasks:
+            queue.push(task)
+        while queue.peek() is not None:
+            queue.pop()
+        took = (time.perf_counter() - began) / depth * 1e6
+        rows.append(Row("F", f"push + pop at {depth:.0e}, {name}", took, "µs", bar))
+    return rows
+
+
+def moves(quick: bool) -> list[Row]:
+    """Lanes looked at per task started, by the shape of the chain."""
+    n = 2_000 if quick else 10_000
+    shapes: dict[str, tuple[Callable[[], Chain], Callable[[int], dict[str, Any]]]] = {
+        "one keyed limit, a key per task": (
+            lambda: Chain(ConcurrentLimitStrategy(1, key="a")),
+            lambda i: {"a": i},
+        ),
+        "a thousand keys behind one limit": (
+            lambda: Chain(ConcurrentLimitStrategy(10), ConcurrentLimitStrategy(1, key="a")),
+            lambda i: {"a": i % 1000},
+        ),
+        "a router of three providers": (
+            lambda: Chain(
+                ProviderRouterStrategy(
+                    [Provider(name, limits=[ConcurrentLimitStrategy(5)]) for name in "abc"]
+                )
+            ),
+            lambda i: {"provider": "abc"[i % 3]} if i % 2 else {},
+        ),
+        "two contended keys": (
+            lambda: Chain(ConcurrentLimitStrategy(1, key="a"), ConcurrentLimitStrategy(1, key="b")),
+            lambda i: {"a": i % 30, "b": i * 7 % 31},
+        ),
+    }
+    rows = []
+    for name, (build, metadata) in shapes.items():
+        chain = build()
+        for i in range(n):
+            chain.add(Task(trivial, metadata(i)), 0.0)
+        running: list[Task[Any]] = []
+        now, started = 0.0, 0
+        while chain.queued:
+            now += 1.0
+            for task in running:
+                chain.finish(task, Outcome("success", now, now), now)
+            running.clear()
+            while chain.next_wake(now) <= now:
+                given = chain.pull(now)
+                if given is not None:
+                    chain.begun(given, now)
+                    running.append(given)
+                    started += 1
+        assert isinstance(chain.dispatch, Dispatch)
+        rows.append(Row("moves", name, chain.dispatch.moves / started, "per task"))
+    return rows
