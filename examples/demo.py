@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,17 +31,23 @@ PROVIDERS = {
 REQUESTS = 320
 
 
-def start(name: str, stats: Path) -> tuple[subprocess.Popen[str], str]:
-    """A provider as a process of its own, and its URL."""
+@contextmanager
+def server(name: str, stats: Path) -> Iterator[str]:
+    """A provider as a process of its own: its URL. Told to stop, it writes what it counted."""
     settings = PROVIDERS[name]
     command = [sys.executable, str(HERE / "fake_provider.py"), "--name", name]
     for limit in settings.limits:
         command += ["--limit", limit]
     command += ["--max-concurrent", str(settings.max_concurrent)]
     command += ["--latency", settings.latency, "--stats", str(stats)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    return process, process.stdout.readline().split()[-1]
+    # Its own session: Ctrl-C is for `atm run`, which finishes what runs.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().split()[-1]
+    finally:
+        process.terminate()
+        process.communicate()
 
 
 def write_requests(path: Path) -> None:
@@ -76,23 +85,22 @@ def write_config(path: Path, urls: dict[str, str]) -> None:
 
 def main() -> int:
     """Runs it, and asks the servers whether a limit was overshot."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are stopped
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder)
-        servers = {name: start(name, files / f"{name}.json") for name in PROVIDERS}
-        try:
+        with ExitStack() as servers:
+            urls = {
+                name: servers.enter_context(server(name, files / f"{name}.json"))
+                for name in PROVIDERS
+            }
             write_requests(files / "requests.jsonl")
-            write_config(files / "flow.toml", {name: url for name, (_, url) in servers.items()})
+            write_config(files / "flow.toml", urls)
             print((files / "flow.toml").read_text())
-            atm = Path(sys.executable).with_name("atm")
             arguments = "run requests.jsonl --config flow.toml --output results.jsonl"
             print(f"$ atm {arguments}", flush=True)
-            ran = subprocess.run([str(atm), *arguments.split()], cwd=files, check=False)
-        finally:
-            for process, _ in servers.values():
-                process.terminate()
-            for process, _ in servers.values():
-                process.wait()
-        counts = {name: json.loads((files / f"{name}.json").read_text()) for name in servers}
+            atm = [sys.executable, "-m", "async_task_manager.cli", *arguments.split()]
+            ran = subprocess.run(atm, cwd=files, check=False)
+        counts = {name: json.loads((files / f"{name}.json").read_text()) for name in PROVIDERS}
     rejected = sum(count["rejected"] for count in counts.values())
     for name, count in counts.items():
         print(f"{name} itself counted {count['accepted']} accepted, {count['rejected']} rejected")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import gc
+import pickle
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from datetime import timedelta
-from math import inf
+from math import inf, nextafter
 from typing import Any
 
 import pytest
 
 from async_task_manager import (
     Chain,
+    InvalidState,
     InvalidType,
     InvalidValue,
     QueueTimeout,
@@ -26,6 +30,7 @@ from async_task_manager import (
 )
 from async_task_manager.strategies import (
     BaseStrategy,
+    Branch,
     ConcurrentLimitStrategy,
     Feedback,
     FixedWindowStrategy,
@@ -37,16 +42,20 @@ from async_task_manager.strategies import (
     Provider,
     ProviderRouterStrategy,
     RetryAt,
+    Router,
     SlidingWindowStrategy,
     Source,
     TimeBasedStrategy,
     TokenBucketStrategy,
     Usage,
     WallTime,
+    _dispatch,
 )
-from async_task_manager.strategies._dispatch import MAX_MOVES, Dispatch
+from async_task_manager.strategies._dispatch import MAX_MOVES, PATIENCE, Dispatch
 from async_task_manager.strategies._lanes import PRUNE_AT, Queue
-from async_task_manager.task import Outcome
+from async_task_manager.strategies._single_lane import MAX_REJECTED
+from async_task_manager.strategies.chain import MAX_BOUNDS
+from async_task_manager.task import Options, Outcome
 
 
 async def nothing() -> None:
@@ -112,20 +121,26 @@ def test_several_limits_are_charged_together_or_not_at_all() -> None:
     assert (window.usage(None, 0.0).used, slots.usage(None, 0.0).used) == (1, 1)
 
 
-def test_two_contended_keys_starve_nobody() -> None:
-    """One task needs both; others keep taking one or the other. In the end it gets its turn."""
+def turns_until_it_starts(limit: int) -> int:
+    """One task needs both of two keys; others keep taking one or the other."""
     chain = Chain(ConcurrentLimitStrategy(1, key="a"), ConcurrentLimitStrategy(1, key="b"))
     running = deque(add(chain, task(a="x", b=0), task(a=1, b="y")))
     assert len(drain(chain, 0.0)) == 2
     (both,) = add(chain, task(a="x", b="y"))
-    for turn in range(1, 40):
+    for turn in range(1, limit):
         now = float(turn)
         add(chain, task(a="x", b=turn) if turn % 2 else task(a=-turn, b="y"), now=now)
         end(chain, running.popleft(), now=now)
         running.extend(drain(chain, now))
         if both in running:
-            return
-    pytest.fail("it starved")
+            return turn
+    return limit
+
+
+def test_two_contended_keys_starve_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert turns_until_it_starts(1_000) <= 2 * PATIENCE + 2
+    monkeypatch.setattr(_dispatch, "PATIENCE", inf)
+    assert turns_until_it_starts(1_000) == 1_000  # what the kept places are for
 
 
 def test_a_pull_is_bounded() -> None:
@@ -136,6 +151,43 @@ def test_a_pull_is_bounded() -> None:
     assert chain.next_wake(0.0) == 0.0
     assert drain(chain, 0.0) == []
     assert chain.next_wake(0.0) == inf
+
+
+def pulls(chain: Chain, now: float) -> int:
+    """How many pulls it takes until nothing more comes."""
+    for n in range(1, 1_000):
+        if chain.pull(now) is None and chain.next_wake(now) > now:
+            return n
+    raise AssertionError("no end of it")
+
+
+def test_a_pull_is_bounded_where_much_is_due_at_one_instant() -> None:
+    windows = Chain(FixedWindowStrategy(1, 60, key="k"))
+    add(windows, *(task(k=i) for i in range(5 * MAX_MOVES)))
+    drain(windows, 0.0)
+    add(windows, *(task(k=i, x=1) for i in range(5 * MAX_MOVES)), now=1.0)
+    assert pulls(windows, 1.0) > 4
+    assert windows.pull(60.0) is None  # so many nodes are to be looked at first
+    assert windows.next_wake(60.0) == 60.0
+    assert len(drain(windows, 60.0)) == 5 * MAX_MOVES
+
+    held = Chain(TimeBasedStrategy(), ConcurrentLimitStrategy(1))
+    add(held, *(task(valid_after=timedelta(seconds=9)) for _ in range(5 * MAX_BOUNDS)))
+    assert held.pull(9.0) is None
+    assert len(held._held) == 4 * MAX_BOUNDS
+    assert pulls(held, 9.0) == 5 + 1  # the last that has something to do starts one
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+def test_a_pull_is_bounded_where_much_is_rejected(key: str | None) -> None:
+    chain = Chain(FailsFast(1, key=key))
+    add(chain, *(task() for _ in range(5 * MAX_REJECTED)))
+    assert chain.pull(0.0) is not None
+    assert chain.pull(0.0) is None
+    assert len(chain.out) <= MAX_REJECTED
+    assert chain.next_wake(0.0) == 0.0
+    assert drain(chain, 0.0) == []
+    assert len(chain.out) == 5 * MAX_REJECTED - 1
 
 
 def test_one_opening_wakes_one_lane() -> None:
@@ -160,6 +212,34 @@ def test_keys_seen_are_not_keys_kept() -> None:
     assert not list(gate.all_nodes())
 
 
+def test_nor_are_the_keys_of_closed_branches() -> None:
+    router = ProviderRouterStrategy(
+        [Provider("a", limits=[FixedWindowStrategy(1, 60, key="k")]), Provider("b")]
+    )
+    chain = Chain(router)
+    for i in range(200):
+        add(chain, task(k=i), task(k=i))
+        assert [each.provider for each in drain(chain, 0.0)] == ["a", "b"]
+    assert isinstance(chain.dispatch, Dispatch)
+    assert not [node for gate in chain.dispatch.gates for node in gate.all_nodes()]
+
+
+def test_held_tasks_share_a_lane() -> None:
+    chain = Chain(TimeBasedStrategy(), ConcurrentLimitStrategy(1, key="k"))
+    tasks = add(chain, *(task(k=i % 2, valid_after=timedelta(1)) for i in range(10)))
+    assert len({id(each._lane) for each in tasks}) == 2
+
+
+def test_lanes_never_compare() -> None:
+    """Entries of a heap are told apart before it comes to the lanes themselves."""
+    chain = Chain(ConcurrentLimitStrategy(1, key="k"))
+    add(chain, *(task(k=i % 7) for i in range(50)))
+    drain(chain, 0.0)
+    assert isinstance(chain.dispatch, Dispatch)
+    lanes = chain.dispatch.lanes.values()
+    assert len(lanes) == len({lane.version for lane in lanes}) == 7
+
+
 # ---- holds and bounds ---------------------------------------------------------------------------
 
 
@@ -172,6 +252,11 @@ def test_bounds_are_half_open() -> None:
             return task.metadata.get("to", inf)  # type: ignore[no-any-return]
 
     chain = Chain(Between(), ConcurrentLimitStrategy(1))
+    (just,) = add(chain, task(to=4.0))
+    assert drain(chain, nextafter(4.0, 0)) == [just]
+    end(chain, just, now=4.0)
+
+    chain = Chain(Between(), ConcurrentLimitStrategy(1))
     first, held, late = add(chain, task(), task(**{"from": 5.0}), task(to=4.0))
     assert drain(chain, 0.0) == [first]
     assert chain.next_wake(0.0) == 4.0
@@ -181,7 +266,40 @@ def test_bounds_are_half_open() -> None:
     end(chain, first, now=4.5)
     assert drain(chain, 4.5) == []
     assert chain.next_wake(4.5) == 5.0
+    assert drain(chain, nextafter(5.0, 0)) == []
     assert drain(chain, 5.0) == [held]
+
+
+def test_what_is_refused_leaves_no_bound_behind() -> None:
+    class Strict(Hold):
+        limit = 1.0
+
+        def not_after(self, task: Task[Any], now: float) -> float:
+            return self.limit
+
+    class Fussy(Hold):
+        def not_before(self, task: Task[Any], now: float) -> float:
+            if "bad" in task.metadata:
+                raise InvalidValue("bad")
+            return now
+
+    strict = Strict()
+    chain = Chain(strict, Fussy())
+    refused = task(bad=True)
+    with pytest.raises(InvalidValue):
+        chain.add(refused, 0.0)
+    del refused.metadata["bad"]
+    strict.limit = 9.0
+    chain.add(refused, 0.0)
+    assert chain.next_wake(0.0) == 0.0
+    assert drain(chain, 5.0) == [refused]
+
+
+@pytest.mark.parametrize("which", ["not_before", "not_after"])
+def test_a_bound_that_is_none(which: str) -> None:
+    hold = type("Nan", (Hold,), {which: lambda self, task, now: float("nan")})()
+    with pytest.raises(StrategyError, match=r"Nan.*NaN"):
+        Chain(hold).add(task(), 0.0)
 
 
 def test_wall_times_follow_the_wall_clock() -> None:
@@ -201,6 +319,21 @@ def test_wall_times_follow_the_wall_clock() -> None:
     chain.set_wall_offset(day + 30, 60.0)
     assert chain.next_wake(60.0) == 70.0
     assert drain(chain, 70.0) == [held]
+
+
+def test_windows_of_the_wall_clock_follow_it() -> None:
+    chain = Chain(FixedWindowStrategy(1, "minute", align="clock"))
+    first, second = add(chain, task(), task())
+    assert chain.watches_wall_time
+    minute = 1_700_000_040.0
+    chain.set_wall_offset(minute, 0.0)
+    assert drain(chain, 10.0) == [first]
+    assert chain.next_wake(10.0) == 60.0
+    chain.set_wall_offset(minute + 20, 15.0)
+    assert drain(chain, 15.0) == []
+    assert chain.next_wake(15.0) == 40.0
+    assert drain(chain, 40.0) == [second]
+    assert not chain.watches_wall_time
 
 
 def test_a_hold_of_both_clocks_takes_the_later() -> None:
@@ -283,6 +416,68 @@ def test_a_limit_may_reject(key: str | None) -> None:
     assert (gone, str(error)) == (second, "busy")
 
 
+@pytest.mark.parametrize("key", [None, "k"])
+def test_who_waits_elsewhere_is_not_rejected_by_a_pull_too_many(key: str | None) -> None:
+    """Whether a task is rejected must not depend on how often somebody looks."""
+
+    class Breaker(FailsFast):
+        broken = False
+
+        def ready_at(self, key: Hashable, cost: Any, now: float) -> float:
+            if self.broken:
+                raise TaskRejected("broken")
+            return now
+
+    breaker, slots = Breaker(1, key=key), ConcurrentLimitStrategy(1, key=key)
+    chain = Chain(PriorityQueueStrategy(), RetryAtOnce(), breaker, slots)
+    first, waits = add(chain, task(), task())
+    assert drain(chain, 0.0) == [first]
+    breaker.broken = True
+    assert drain(chain, 1.0) == []
+    assert not chain.out
+    end(chain, first, now=2.0)
+    assert drain(chain, 2.0) == []
+    assert [gone for gone, _ in chain.out] == [waits]
+
+    # Nor on where it has waited in an earlier attempt.
+    breaker.broken = False
+    chain.out.clear()
+    first, again = add(chain, task(), task(), now=3.0)
+    assert drain(chain, 3.0) == [first]
+    end(chain, first, now=3.0)
+    assert drain(chain, 3.0) == [again]
+    (urgent,) = add(chain, task(priority="high"), now=3.0)
+    end(chain, again, now=3.0, kind="failure")
+    assert chain.pull(3.0) is urgent
+    breaker.broken = True
+    assert drain(chain, 3.0) == []
+    assert [gone for gone, _ in chain.out] == [again]
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+def test_a_limit_that_is_lowered_opens_its_node(key: str | None) -> None:
+    first, second = ConcurrentLimitStrategy(2, key=key), ConcurrentLimitStrategy(4, key=key, cost=4)
+    chain = Chain(first, second)
+    runs, waits = add(chain, task(), task())
+    assert drain(chain, 0.0) == [runs]
+    second.max_concurrent = 3
+    assert drain(chain, 1.0) == []
+    assert [(gone, type(error)) for gone, error in chain.out] == [(waits, TaskTooLarge)]
+
+
+def test_a_branch_that_is_closed_until_the_past() -> None:
+    class Sloppy(FailsFast):
+        def ready_at(self, key: Hashable, cost: Any, now: float) -> float:
+            raise TaskRejected("closed", until=now)
+
+    slots = ConcurrentLimitStrategy(1)
+    router = ProviderRouterStrategy([Provider("a", limits=[Sloppy(1)]), Provider("b", [slots])])
+    chain = Chain(router)
+    add(chain, task(), task())
+    with pytest.raises(StrategyError, match=r"Sloppy\(1\) is closed until 0.0.*later than now"):
+        drain(chain, 0.0)
+
+
 def test_in_a_branch_a_rejection_closes_the_branch_only() -> None:
     slots = ConcurrentLimitStrategy(1)
     router = ProviderRouterStrategy(
@@ -362,6 +557,13 @@ def test_bad_ranks_and_groups() -> None:
     with pytest.raises(InvalidValue, match="sortable"):
         Chain(Nan(), PriorityQueueStrategy()).add(task(), 0.0)
 
+    class Listed(Order):
+        def rank(self, task: Task[Any], now: float) -> list[int]:
+            return [1]
+
+    with pytest.raises(InvalidType, match=r"rank .* must be hashable, not \[1\]"):
+        Chain(Listed()).add(task(), 0.0)
+
 
 # ---- live change --------------------------------------------------------------------------------
 
@@ -388,6 +590,21 @@ def test_providers_come_and_go_while_tasks_wait() -> None:
     assert chain.queued == chain.running == 0
 
 
+def test_providers_come_while_others_have_named_an_instant() -> None:
+    router = ProviderRouterStrategy([Provider("a", limits=[FixedWindowStrategy(1, 60)])])
+    chain = Chain(router)
+    first, second, third = add(chain, task(), task(), task())
+    assert drain(chain, 0.0) == [first]
+    assert chain.next_wake(0.0) == 60.0
+    router.add(Provider("b", limits=[FixedWindowStrategy(1, 30)]))
+    assert drain(chain, 1.0) == [second]
+    assert chain.next_wake(1.0) == 31.0
+    router.remove("b")
+    assert drain(chain, 2.0) == []
+    assert chain.next_wake(2.0) == 60.0
+    assert drain(chain, 60.0) == [third]
+
+
 def test_a_retry_sees_the_branches_of_its_time() -> None:
     class Again(Feedback):
         def review(self, task: Task[Any], outcome: Outcome, now: float) -> RetryAt | None:
@@ -402,6 +619,56 @@ def test_a_retry_sees_the_branches_of_its_time() -> None:
     assert drain(chain, 1.0) == [free]
     assert free.provider == "b"
     assert [gone for gone, _ in chain.out] == [pinned]
+
+
+class RetryAtOnce(Feedback):
+    """Runs what failed again at once: at an instant long ago."""
+
+    def review(self, task: Task[Any], outcome: Outcome, now: float) -> RetryAt | None:
+        return RetryAt(-inf) if outcome.kind != "success" else None
+
+
+def test_a_retry_pays_every_limit_again() -> None:
+    window, slots = SlidingWindowStrategy(3, 60), ConcurrentLimitStrategy(1)
+    chain = Chain(RetryAtOnce(), window, slots)
+    first, second = add(chain, task(), task())
+    assert drain(chain, 0.0) == [first]
+    end(chain, first, now=1.0, kind="failure")
+    assert drain(chain, 1.0) == [first]  # it was there before
+    assert window.usage(None, 1.0).used == 2
+    end(chain, first, now=2.0, kind="cancelled")
+    assert drain(chain, 2.0) == [second]  # what is cancelled doesn't come back
+    assert first.attempt == 2
+
+
+def test_a_retry_at_once_is_not_a_retry_in_the_past() -> None:
+    chain = Chain(RetryAtOnce(), ConcurrentLimitStrategy(1))
+    late = task()
+    late._options = Options(queue_timeout=3)
+    chain.add(late, 0.0)
+    assert drain(chain, 0.0) == [late]
+    assert not chain.finish(late, Outcome("failure", 0.0, 3.0), 3.0)
+
+
+def test_work_that_runs_once_is_not_for_a_chain_with_retries() -> None:
+    work = nothing()
+    with pytest.raises(InvalidType, match="a coroutine runs once"):
+        Chain(RetryAtOnce()).add(Task(work), 0.0)
+    work.close()
+
+
+async def test_a_retry_by_hand() -> None:
+    async def fails() -> None:
+        raise ZeroDivisionError
+
+    chain = Chain(RetryAtOnce())
+    chain.add_task(task := Task(fails))
+    for attempt in (1, 2):
+        assert chain.get_next_task() is task
+        with pytest.raises(InvalidState, match="not ended"):
+            await task.run()
+        assert task.attempt == attempt
+    assert task.cancel()
 
 
 def test_retries_keep_their_place_and_their_bounds() -> None:
@@ -500,7 +767,7 @@ def test_groups_rank_anew_with_every_start() -> None:
     (gone,) = add(chain, task(user="c"), now=3.0)
     chain.cancel(gone, 3.0)
     assert order.running["c"] == 1
-    with pytest.raises(TypeError):
+    with pytest.raises(InvalidType, match=r"groups .* must be hashable"):
         chain.add(task(user=[]), 3.0)
 
 
@@ -533,6 +800,12 @@ def test_what_a_source_brings_is_checked() -> None:
     assert [type(error) for _, error in chain.out] == [TaskTooLarge]
     with pytest.raises(StrategyError, match="junk"):
         chain.pull(20.0)
+    twice = task()
+    chain = Chain(Clockwork(twice, twice), ConcurrentLimitStrategy(1))
+    assert drain(chain, 10.0) == [twice]
+    with pytest.raises(StrategyError, match=r"Clockwork.* must give new Tasks"):
+        chain.pull(20.0)
+    assert chain.running == 1
 
 
 def test_chains_are_flat_and_strategies_have_one_home() -> None:
@@ -546,6 +819,19 @@ def test_chains_are_flat_and_strategies_have_one_home() -> None:
     limit = ConcurrentLimitStrategy(1)
     with pytest.raises(StrategyInUse, match="twice"):
         Chain(limit, limit)
+    polled = Polled()
+    with pytest.raises(StrategyInUse, match="twice"):
+        Chain(polled, polled)
+    with pytest.raises(StrategyInUse, match="add tasks there"):
+        inner.add_task(task())
+    busy = Chain(ConcurrentLimitStrategy(1))
+    busy.add_task(task())
+    with pytest.raises(StrategyInUse, match="is in use"):
+        Chain(busy)
+    kept = Chain.of(outer)
+    assert kept is outer
+    with pytest.raises(InvalidType, match="needs a strategy"):
+        Chain.of("limit")  # type: ignore[arg-type]
     with pytest.raises(InvalidType, match="must be a strategy"):
         Chain("limit")  # type: ignore[arg-type]
     assert repr(outer).startswith("Chain(PriorityQueueStrategy()")
@@ -727,3 +1013,318 @@ def test_clearing_takes_everything(build: Callable[[], Chain]) -> None:
     tasks = add(chain, task(), task(), task())
     assert set(chain.clear(0.0)) == set(tasks)
     assert chain.queued == 0
+
+
+@pytest.mark.parametrize(
+    ("interval", "gave", "due"),
+    [(0, True, 0.0), (None, True, 7.0), (2.5, True, 2.5), (0, False, 7.0), (None, False, 7.0)],
+)
+def test_when_it_is_asked_again(interval: float | None, gave: bool, due: float) -> None:
+    chain = Chain(Polled(), ConcurrentLimitStrategy(9))
+    if gave:
+        add(chain, task())
+        assert chain.pull(0.0) is None  # it is asked before it is fed
+        for stage in chain.asking():
+            stage.answer(0, 0.0, 7.0)
+        assert chain.pull(0.0) is not None
+    else:
+        assert chain.pull(0.0) is None
+    (stage,) = chain.asking()
+    assert chain.next_wake(0.0) == inf  # not before its interval is known
+    stage.answer(interval, 0.0, 7.0)
+    assert chain.next_wake(0.0) == due
+
+
+def test_a_feed_asks_sooner_after_none_and_never_shortens_its_pace() -> None:
+    chain = Chain(Polled(5.0), ConcurrentLimitStrategy(9))
+    assert poll(chain, 0.0) == []
+    assert chain.next_wake(0.0) == 5.0
+    first, second = add(chain, task(), task(), now=1.0)
+    assert chain.next_wake(1.0) == 1.0
+    assert poll(chain, 1.0) == [first]
+    assert chain.next_wake(1.0) == 6.0  # after a task the interval counts, whatever waits
+    assert poll(chain, 5.9) == []
+    assert poll(chain, 6.0) == [second]
+
+    whole = Chain(Polled(5.0))
+    assert poll(whole, 0.0) == []
+    (only,) = add(whole, task(), now=1.0)
+    assert poll(whole, 1.0) == [only]
+    add(whole, task(), now=2.0)
+    assert poll(whole, 2.0) == []
+    assert whole.next_wake(2.0) == 6.0
+
+
+@pytest.mark.parametrize("interval", [-1, float("nan"), inf, "soon", True])
+def test_an_interval_that_is_none(interval: Any) -> None:
+    chain = Chain(Polled())
+    assert chain.pull(0.0) is None
+    (stage,) = chain.asking()
+    with pytest.raises(StrategyError, match=rf"Polled.*not {interval!r}"):
+        stage.answer(interval, 0.0, 1.0)
+
+
+def test_what_it_gives_must_be_a_task_and_only_once() -> None:
+    class Gives(Polled):
+        def get_next_task(self) -> Any:
+            return self.queue[0] if self.queue else "junk"
+
+    chain = Chain(Gives())
+    with pytest.raises(StrategyError, match=r"Gives.*Task or None, not 'junk'"):
+        chain.pull(0.0)
+    chain = Chain(Gives(), ConcurrentLimitStrategy(9))
+    chain.foreign.strategy.add_task(made := task())  # type: ignore[union-attr]
+    assert chain.pull(0.0) is made
+    for stage in chain.asking():
+        stage.answer(0, 0.0, 1.0)
+    with pytest.raises(StrategyError, match=r"Gives.*a second time"):
+        chain.pull(0.0)
+
+
+def test_what_it_says_against_a_task_reaches_the_caller() -> None:
+    class Full(Polled):
+        def add_task(self, task: Task[Any]) -> None:
+            raise OverflowError("full")
+
+    refused = task()
+    with pytest.raises(OverflowError, match="full"):
+        Chain(Full()).add(refused, 0.0)
+    assert refused.state == "new"
+    chain = Chain(Full(), ConcurrentLimitStrategy(1))
+    chain.add(refused, 0.0)  # it is fed later
+    with pytest.raises(StrategyError, match=r"Full.*OverflowError\('full'\)"):
+        chain.pull(0.0)
+    assert chain.clear(1.0) == [refused]
+    assert chain.queued == 0
+
+
+class Mints(Polled):
+    """Makes tasks itself."""
+
+    def __init__(self, *made: Task[Any]) -> None:
+        super().__init__()
+        self.queue.extend(made)
+
+
+def test_tasks_made_inside_count_from_then_on() -> None:
+    for key in (None, "k"):
+        made = task()
+        chain = Chain(Mints(made), Polled(9.0), ConcurrentLimitStrategy(1, key=key))
+        assert chain.pull(0.0) is None  # the first stage gave it to the second
+        assert chain.tasks() == [made]
+        assert (made.state, chain.queued) == ("queued", 1)
+        assert poll(chain, 0.0) == [made]
+        assert (chain.queued, chain.running) == (0, 1)
+
+
+def test_tasks_made_inside_are_checked() -> None:
+    large, fits = task(cost=9), task(cost=1)
+    chain = Chain(Mints(large, fits), ConcurrentLimitStrategy(2, cost="n", key="k"))
+    assert poll(chain, 0.0) == [fits]
+    assert [(gone, type(error)) for gone, error in chain.out] == [(large, TaskTooLarge)]
+    work = nothing()
+    chain = Chain(Mints(Task(work)), RetryAtOnce())
+    assert poll(chain, 0.0) == []
+    assert [type(error) for _, error in chain.out] == [InvalidType]
+    work.close()
+
+
+def test_a_task_in_the_slot_leaves_it_when_its_provider_goes() -> None:
+    router = ProviderRouterStrategy([Provider("a", limits=[ConcurrentLimitStrategy(1)])])
+    chain = Chain(Polled(), RetryAtOnce(), router)
+    first, slotted = add(chain, task(provider="a"), task(provider="a"))
+    assert poll(chain, 0.0) == [first]
+    router.add(Provider("b"))
+    router.remove("a", force=True)
+    end(chain, first, now=1.0, kind="failure")  # and it cannot come back, either
+    assert {gone for gone, _ in chain.out} == {first, slotted}
+    assert poll(chain, 1.0) == []
+    assert chain.next_wake(1.0) > 1.0
+    (other,) = add(chain, task(), now=3.0)
+    assert poll(chain, 3.0) == [other]
+
+
+def test_expired_in_the_slot_and_inside() -> None:
+    for interval, elsewhere in ((0.0, "slot"), (9.0, "inside")):
+        chain = Chain(Polled(interval), ConcurrentLimitStrategy(1))
+        first, late = task(), task()
+        late._options = Options(queue_timeout=3)
+        add(chain, first, late)
+        assert poll(chain, 0.0) == [first]
+        assert (late in chain.dispatch.waiting()) is (elsewhere == "slot")
+        poll(chain, 3.0)
+        assert [gone for gone, _ in chain.out] == [late]
+        end(chain, first, now=4.0)
+        assert poll(chain, 20.0) == []
+
+
+# ---- custom policies of each role, with nothing but what the role demands -----------------------
+
+
+def test_each_role_needs_its_abstract_methods_only() -> None:
+    class OneAtATime(Limit):
+        def __init__(self) -> None:
+            self.busy = False  # and no super().__init__()
+
+        def ready_at(self, key: Hashable, cost: Any, now: float) -> float:
+            return inf if self.busy else now
+
+        def acquire(self, key: Hashable, cost: Any, now: float) -> None:
+            self.busy = True
+
+        def release(self, grant: None, outcome: Outcome, now: float) -> None:
+            self.busy = False
+
+        def usage(self, key: Hashable, now: float) -> Usage:
+            return Usage(self.busy, 1)
+
+    class TwoWays(Router):
+        def __init__(self) -> None:
+            self.ways = [Branch("left", [ConcurrentLimitStrategy(1)]), Branch("right")]
+
+        def pin_of(self, task: Task[Any]) -> Hashable:
+            return task.metadata.get("way")
+
+        def all_branches(self, pin: Hashable) -> Sequence[Branch]:
+            return [way for way in self.ways if pin in (None, way.name)]
+
+        def branches(self, pin: Hashable) -> Sequence[Branch]:
+            return [way for way in self.all_branches(pin) if way.enabled]
+
+    class Grouped(GroupOrder):
+        def group(self, task: Task[Any]) -> Hashable:
+            return None
+
+        def group_rank(self, group: Hashable, now: float) -> int:
+            return 0
+
+    class NoHold(Hold): ...
+
+    class NoOrder(Order): ...
+
+    class Never(Source):
+        def next_due(self, now: float) -> float:
+            return inf
+
+        def emit(self, now: float) -> Iterable[Task[Any]]:
+            return ()
+
+    chain = Chain(NoOrder(), NoHold(), Never(), Grouped(), TwoWays(), OneAtATime(), RetryAtOnce())
+    left, right, free = add(chain, task(way="left"), task(way="right"), task())
+    order = []
+    for now in (0.0, 1.0, 2.0):
+        (given,) = drain(chain, now)
+        chain.settle(given, 3, now)
+        order.append((given, given.provider))
+        end(chain, given, now=now)
+    assert order == [(left, "left"), (right, "right"), (free, "left")]
+    assert repr(chain.stages[0]).startswith("<")
+    assert repr(chain.stages[5]) == chain.gated[1].describe() == "OneAtATime()"  # type: ignore[union-attr]
+
+
+def test_the_parameters_of_every_limit() -> None:
+    with pytest.raises(InvalidType, match="key must be a metadata name"):
+        ConcurrentLimitStrategy(1, key=5)  # type: ignore[arg-type]
+    with pytest.raises(InvalidValue, match=r"cost must be .* not -1"):
+        ConcurrentLimitStrategy(1, cost=-1)
+    with pytest.raises(InvalidValue, match=r"default_cost must be .* not nan"):
+        ConcurrentLimitStrategy(1, cost="n", default_cost=float("nan"))
+    with pytest.raises(InvalidType, match="must be hashable, not \\[\\]"):
+        Chain(ConcurrentLimitStrategy(1, key="k")).add(task(k=[]), 0.0)
+    with pytest.raises(InvalidType, match="a branch's name"):
+        Branch("")
+    with pytest.raises(InvalidType, match="limits of 'a' must be limits"):
+        Branch("a", [PriorityQueueStrategy()])  # type: ignore[list-item]
+    keyed = ConcurrentLimitStrategy(1, key=lambda task: task.metadata["k"])
+    chain = Chain(keyed)
+    assert len(drain_all(chain, task(k=1), task(k=1), task(k=2))) == 2
+
+
+def drain_all(chain: Chain, *tasks: Task[Any]) -> list[Task[Any]]:
+    add(chain, *tasks)
+    return drain(chain, 0.0)
+
+
+# ---- homes and copies ---------------------------------------------------------------------------
+
+
+def test_a_copy_of_a_policy_has_no_home() -> None:
+    limit = ConcurrentLimitStrategy(1)
+    chain = Chain(limit)
+    add(chain, task(), task())
+    assert len(drain(chain, 0.0)) == 1
+    for twin in (copy.deepcopy(limit), pickle.loads(pickle.dumps(limit))):
+        assert twin.usage(None, 0.0).used == 1
+        twin.max_concurrent = 9
+        assert drain(chain, 0.0) == []
+        Chain(twin)
+    with pytest.raises(StrategyInUse, match="belongs to another chain"):
+        limit.add_task(task())
+    alone = ConcurrentLimitStrategy(1)
+    alone.add_task(task())
+    assert copy.deepcopy(alone)._private is None  # not a second door to the same queue
+
+
+def test_a_copy_of_a_policy_with_slots() -> None:
+    class Slotted(Order):
+        __slots__ = ("never_set", "ranks")
+
+        def __init__(self) -> None:
+            self.ranks = [1]
+
+    slotted = Slotted()
+    twin = copy.deepcopy(slotted)
+    slotted.ranks.append(2)
+    assert twin.ranks == [1]
+
+
+async def test_a_strategy_takes_tasks_while_a_manager_runs_it() -> None:
+    limit = ConcurrentLimitStrategy(1)
+    limit.add_task(before := task())
+    async with TaskManager(limit):
+        await before
+        limit.add_task(during := task())
+        await during
+        with pytest.raises(StrategyInUse, match="belongs to a manager"):
+            limit.get_next_task()
+
+
+def test_a_policy_outlives_its_chain() -> None:
+    limit, router = ConcurrentLimitStrategy(1), ProviderRouterStrategy([Provider("a")])
+    order = FewestFirst()
+    Chain(limit, router, order)
+    gc.collect()
+    limit.max_concurrent = 2
+    router.add(Provider("b"))
+    order.changed("nobody")
+    chain = Chain(limit, router, order)
+    order.changed("nobody")
+    limit.changed("no such key")
+    limit.observe({"load": 1}, 0.0)
+    assert chain.stages == (limit, router, order)
+
+
+def test_what_a_policy_did_by_hand_is_forgotten_once_it_is_idle() -> None:
+    limit = ConcurrentLimitStrategy(1)
+    assert limit.get_next_task() is None
+    chain = Chain(limit, PriorityQueueStrategy())
+    limit.max_concurrent = 2
+    assert len(drain_all(chain, task(), task())) == 2
+    busy = ConcurrentLimitStrategy(1)
+    busy.add_task(task())
+    with pytest.raises(StrategyInUse, match="is in use"):
+        Chain(busy, PriorityQueueStrategy())
+    assert Chain.of(busy).queued == 1
+    chain = Chain(PriorityQueueStrategy())
+    assert Chain(chain, ConcurrentLimitStrategy(1)).queued == 0
+
+
+def test_the_name_of_a_strategy_that_raises() -> None:
+    class Fails(ConcurrentLimitStrategy):
+        def ready_at(self, key: Hashable, cost: Any, now: float) -> float:
+            raise ZeroDivisionError
+
+    chain = Chain(PriorityQueueStrategy(), Fails(3, key="k"))
+    add(chain, task())
+    with pytest.raises(StrategyError, match=r"Fails\(3, key='k'\) raised ZeroDivisionError"):
+        chain.pull(0.0)

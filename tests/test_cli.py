@@ -84,7 +84,7 @@ def test_failures_show_in_the_exit_code(folder: Path) -> None:
         file.write("nonsense\n")
     ran = atm(*ARGUMENTS, cwd=folder)
     assert ran.returncode == 1
-    assert "invalid lines: 1" in ran.stdout
+    assert "1 invalid" in ran.stdout
 
 
 def test_a_bad_config_is_told_before_anything_is_sent(folder: Path) -> None:

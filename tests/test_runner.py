@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import math
+import random
 import sys
-from array import array
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from fake_provider import FakeProvider  # an example, not a package
 
 from async_task_manager.config import FlowConfig
-from async_task_manager.runner import (
-    BadRequest,
-    Batch,
-    Summary,
-    parse_request,
-)
-from async_task_manager.runner.report import quantile
+from async_task_manager.errors import InvalidValue, ManagerClosed
+from async_task_manager.runner import BadRequest, Batch, Summary, parse_request
+from async_task_manager.runner.report import Distribution
+from async_task_manager.runner.requests import dumps, provider_for
 
 real_time = pytest.mark.real_time
 
@@ -33,11 +32,15 @@ def config(*providers: dict[str, Any]) -> FlowConfig:
     return FlowConfig.model_validate({"providers": providers})
 
 
+def parsed(**line: Any) -> Any:
+    return parse_request(json.dumps({"path": "/", **line}), 1)
+
+
 async def results(
-    flow: FlowConfig, *requests: dict[str, Any] | str, **options: Any
+    flow: FlowConfig, *requests: dict[str, Any] | str | bytes, **options: Any
 ) -> tuple[list[dict[str, Any]], Summary]:
-    sink = io.StringIO()
-    lines = [line if isinstance(line, str) else json.dumps(line) for line in requests]
+    sink = io.BytesIO()
+    lines = [json.dumps(line) if isinstance(line, dict) else line for line in requests]
     summary = await Batch(flow, **options).run(lines, sink)
     return [json.loads(line) for line in sink.getvalue().splitlines()], summary
 
@@ -49,7 +52,7 @@ def test_a_line_becomes_a_request() -> None:
     line = {
         "id": 7,
         "path": "/v1/chat",
-        "json": {"a": 1},
+        "json": {"a": "ä"},
         "provider": "p",
         "priority": "high",
         "cost": {"tokens": 9},
@@ -57,8 +60,9 @@ def test_a_line_becomes_a_request() -> None:
         "headers": {"x": "y"},
     }
     request = parse_request(json.dumps(line), 1)
-    assert (request.id, request.method, request.target) == ("7", "POST", "/v1/chat")
-    assert request.headers == {"x": "y"}
+    assert (request.id, request.method, request.target) == (7, "POST", "v1/chat")
+    assert request.headers == {"x": "y", "content-type": "application/json"}
+    assert request.content == '{"a":"ä"}'.encode()
     assert request.metadata == {
         "provider": "p",
         "priority": "high",
@@ -69,7 +73,18 @@ def test_a_line_becomes_a_request() -> None:
 
 def test_defaults() -> None:
     request = parse_request('{"path": "/"}', 3)
-    assert (request.id, request.method, request.metadata) == ("3", "GET", {})
+    assert (request.id, request.method, request.metadata) == (3, "GET", {})
+    assert (request.content, request.headers) == (None, {})
+    unset = parsed(provider=None, priority=None, valid_after=None, cost=None)
+    assert unset.metadata == {}
+
+
+def test_content() -> None:
+    assert parsed(json=None).content == b"null"
+    assert parsed(json="\ud800").content == b'"\\ud800"'
+    assert parsed(json=1, headers={"Content-Type": "x/y"}).headers == {"Content-Type": "x/y"}
+    assert (parsed(body="ä").content, parsed(body="ä").headers) == ("ä".encode(), {})
+    assert parsed(body="", method="put").method == "PUT"
 
 
 @pytest.mark.parametrize(
@@ -83,33 +98,112 @@ def test_defaults() -> None:
     ],
 )
 def test_valid_after(text: str, meant: object) -> None:
-    line = json.dumps({"path": "/", "valid_after": text})
-    assert parse_request(line, 1).metadata["valid_after"] == meant
+    assert parsed(valid_after=text).metadata["valid_after"] == meant
 
 
 @pytest.mark.parametrize(
     ("line", "says"),
     [
         ("{", "not valid JSON"),
-        ("[" * 100_000, "not valid JSON"),
+        (b'{"path": "\xe4"}', "not UTF-8: .* at byte 10"),
+        ("[" * 100_000, "nested too deeply"),
         ("[]", "must be a JSON object, not list"),
-        ('{"path": "/", "pth": 1}', "unknown field 'pth'"),
-        ('{"path": "/", "id": true}', "id must be"),
+        ('{"path": "/", "json": NaN}', "NaN is no JSON"),
+        ('{"path": "/", "prority": 1}', "no field 'prority'; did you mean 'priority'"),
+        ('{"path": "/", "zzz": 1}', "no field 'zzz'; the fields are id, method"),
+        ('{"path": "/", "id": true}', "id must be a string or a whole number, not True"),
+        ('{"path": "/", "id": null}', "id must be"),
         ('{"path": "/", "json": 1, "body": "x"}', "exclude each other"),
-        ('{"path": "/", "method": "BREW"}', "method must be one of"),
-        ('{"path": "/", "method": 1}', "method must be a string"),
-        ("{}", "a path or a url"),
-        ('{"path": "/", "url": "http://x/"}', "not both"),
+        ('{"path": "/", "body": {"a": 1}}', "body must be a string.* goes into json"),
+        ('{"path": "/", "method": "BREW"}', "method must be one of .* not 'BREW'"),
+        ('{"path": "/", "method": 1}', "method must be one of .* not 1"),
+        ("{}", "either a path or a url"),
+        ('{"path": "/", "url": "http://x/"}', "either a path or a url"),
         ('{"path": 1}', "path must be a string"),
+        ('{"path": "/a\\nb"}', "path 'a.*b': Invalid"),
+        ('{"url": "/v1"}', "url must be a full one"),
+        ('{"url": "ftp://x/"}', "url must be a full one"),
+        ('{"url": "http://me:pw@x/"}', "url must be a full one"),
+        ('{"url": "http://x:y/"}', "url 'http://x:y/': Invalid port"),
         ('{"path": "/", "headers": {"a": 1}}', "headers must be"),
         ('{"path": "/", "headers": 1}', "headers must be"),
+        ('{"path": "/", "headers": {"a b": "c"}}', "headers: a b: .*no name"),
+        ('{"path": "/", "headers": {"a": "b\\r\\nc: d"}}', "headers: a: .*one line"),
+        ('{"path": "/", "headers": {"a": "ä"}}', "headers: a: .*ASCII"),
+        ('{"path": "/", "headers": {"Content-Length": "1"}}', "Content-Length: the HTTP client"),
+        ('{"path": "/", "headers": {"HOST": "evil"}}', "headers: Host is that of"),
+        ('{"path": "/", "provider": 1}', "provider must be a string, not 1"),
+        ('{"path": "/", "priority": "hihg"}', "priority must be one of 'high', .* not 'hihg'"),
+        ('{"path": "/", "priority": true}', "priority must be a number, not True"),
+        ('{"path": "/", "cost": -1}', "cost must be .* at least 0, not -1"),
+        ('{"path": "/", "cost": "5"}', "cost must be a number, not '5'"),
+        ('{"path": "/", "cost": {"tokens": -1}}', "cost tokens must be .* at least 0, not -1"),
+        ('{"path": "/", "cost": 1e999}', "cost must be a finite number"),
         ('{"path": "/", "valid_after": "soon"}', "valid_after must be ISO-8601"),
         ('{"path": "/", "valid_after": 3}', "valid_after must be ISO-8601"),
+        ('{"path": "/", "valid_after": "+99999999999999h"}', "valid_after must be ISO-8601"),
     ],
 )
-def test_a_bad_line_says_why(line: str, says: str) -> None:
-    with pytest.raises(BadRequest, match=says):
-        parse_request(line, 1)
+def test_a_bad_line_says_why(line: str | bytes, says: str) -> None:
+    with pytest.raises(BadRequest, match=says) as caught:
+        parse_request(line, 17)
+    assert caught.value.id == 17
+
+
+def test_a_bad_line_keeps_its_id() -> None:
+    with pytest.raises(BadRequest) as caught:
+        parse_request('{"id": "mine", "path": 1}', 17)
+    assert caught.value.id == "mine"
+
+
+FLOW = config(
+    {"name": "a", "base_url": "https://api.a.com/v1", "limits": ["9/s", "90 tokens/s"]},
+    {"name": "b", "base_url": "http://b:8080", "limits": ["9 images/s"]},
+    {"name": "off", "base_url": "https://off.com", "enabled": False},
+)
+COST = {"tokens": 1, "images": 1}
+
+
+@pytest.mark.parametrize(
+    ("line", "provider"),
+    [
+        ({"path": "/", "cost": COST}, None),
+        ({"path": "/", "cost": 5}, None),
+        ({"path": "/", "cost": {"tokens": 0}, "provider": "a"}, "a"),
+        ({"path": "//evil.com/x", "cost": COST}, None),
+        ({"path": "/?next=http://evil.com/", "cost": COST}, None),
+        ({"url": "https://api.a.com/v1/chat", "cost": COST}, "a"),
+        ({"url": "https://API.A.com:443/v1", "cost": COST}, "a"),
+        ({"url": "http://b:8080/x", "cost": COST, "provider": "b"}, "b"),
+    ],
+)
+def test_where_a_request_may_go(line: dict[str, Any], provider: str | None) -> None:
+    assert provider_for(parse_request(json.dumps(line), 1), FLOW) == provider
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ({"path": "/", "cost": COST, "provider": "A"}, "there is no provider 'A'"),
+        ({"path": "/", "cost": COST, "provider": "of"}, "no provider 'of'; did you mean 'off'"),
+        ({"path": "/", "cost": COST, "provider": "off"}, "'off' is switched off"),
+        ({"path": "/", "cost": {"tokens": 1}}, "say how many images .* provider 'b' limits"),
+        ({"path": "/", "provider": "a"}, 'how many tokens .* limits: "cost": {"tokens": 100}'),
+        ({"path": "/", "cost": {"token": 1}, "provider": "a"}, "tokens .*; did you mean 'token'"),
+        ({"url": "https://api.a.com/v2/x"}, "not below the base_url of an enabled provider"),
+        ({"url": "https://api.a.com/v1/../v2"}, "not below"),
+        ({"url": "https://api.a.com/v11"}, "not below"),
+        ({"url": "http://api.a.com/v1"}, "not below"),
+        ({"url": "https://api.a.com:444/v1"}, "not below"),
+        ({"url": "https://api.a.com.evil.com/v1"}, "not below"),
+        ({"url": "https://off.com/"}, "not below"),
+        ({"url": "http://b:8080/x", "provider": "a"}, "not below the base_url of provider 'a'"),
+    ],
+)
+def test_where_a_request_may_not_go(line: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadRequest, match=says) as caught:
+        provider_for(parse_request(json.dumps(line | {"id": "mine"}), 1), FLOW)
+    assert caught.value.id == "mine"
 
 
 # ---- a run --------------------------------------------------------------------------------------
@@ -122,7 +216,7 @@ async def test_requests_go_through_and_limits_hold() -> None:
         FakeProvider("b", limits=["200 tokens/1s"], max_concurrent=2) as b,
     ):
         flow = config(
-            {"name": "a", "base_url": a.url, "limits": ["10/1s"], "slack": 0.2},
+            {"name": "a", "base_url": a.url, "limits": ["10/1s", "10/1s"], "slack": 0.2},
             {
                 "name": "b",
                 "base_url": b.url,
@@ -131,50 +225,140 @@ async def test_requests_go_through_and_limits_hold() -> None:
                 "slack": 0.2,
             },
         )
-        lines = [
+        lines: list[dict[str, Any]] = [
             {"id": i, "path": "/x", "json": {"tokens": 20}, "cost": {"tokens": 20}}
             for i in range(30)
         ]
         lines[3]["provider"] = "b"
         written, summary = await results(flow, *lines)
     assert a.stats.rejected == b.stats.rejected == summary.too_many == 0
-    assert sorted(int(line["id"]) for line in written) == list(range(30))
+    assert sorted(line["id"] for line in written) == list(range(30))
     assert {line["status"] for line in written} == {"succeeded"}
     assert {line["provider"] for line in written} == {"a", "b"}
-    (pinned,) = (line for line in written if line["id"] == "3")
+    (pinned,) = (line for line in written if line["id"] == 3)
     assert (pinned["provider"], pinned["attempts"], pinned["http_status"]) == ("b", 1, 200)
     assert pinned["response"]["usage"]["total_tokens"] == 20
-    assert pinned["waited"] >= 0
-    assert pinned["duration"] > 0
+    assert pinned["cost"] == {"tokens": 20}
+    assert "error" not in pinned
+    created, started, finished = (
+        datetime.fromisoformat(pinned[f"{what}_at"]) for what in ("created", "started", "finished")
+    )
+    assert created <= started <= finished
+    assert (started - created).total_seconds() == pytest.approx(pinned["waited"], abs=0.003)
+    assert (finished - started).total_seconds() == pytest.approx(pinned["duration"], abs=0.003)
     assert summary.all_succeeded
-    assert summary.providers["a"].peaks == [1.0]
+    assert [(use.label, use.peak) for use in summary.providers["a"].limits[:2]] == [
+        ("10/1s", 1.0),
+        ("10/1s", 1.0),
+    ]
+    assert 0 < summary.providers["a"].limits[2].peak < 1
+    assert [use.peak for use in summary.providers["b"].limits] == [1.0, 1.0]
+    assert sum(part.sent for part in summary.providers.values()) == 30
+    assert not any(part.running for part in summary.providers.values())
 
 
 @real_time
 async def test_failures_are_results() -> None:
-    async with FakeProvider("a", limits=["1/hour"]) as a:
+    async with FakeProvider("a", limits=["1/hour"]) as a, FakeProvider("s", latency=9) as slow:
         flow = config(
-            {"name": "a", "base_url": a.url, "max_concurrent": 1},
+            {"name": "a", "base_url": a.url, "max_concurrent": 1, "limits": ["50 units/hour"]},
             {"name": "gone", "base_url": "http://127.0.0.1:9", "timeout": 5},
+            {"name": "slow", "base_url": slow.url, "timeout": 0.1},
         )
         written, summary = await results(
             flow,
-            {"id": "ok", "path": "/", "provider": "a"},
-            {"id": "over", "path": "/", "provider": "a"},
+            {"id": "ok", "path": "/", "provider": "a", "cost": 1},
+            {"id": "over", "path": "/", "provider": "a", "cost": 1},
             {"id": "down", "path": "/", "provider": "gone"},
+            {"id": "late", "path": "/", "provider": "slow"},
             {"id": "whose", "path": "/", "provider": "nobody"},
-            {"id": "dear", "path": "/", "priority": "hihg"},
-            "nonsense",
+            {"id": "hot", "path": "/", "priority": "hihg"},
             "",
+            "nonsense",
+            b"\xff",
+            {"id": "dear", "path": "/", "provider": "a", "cost": {"units": 51}},
         )
-    by_id = {line["id"]: line for line in written if line["id"]}
+    by_id = {line["id"]: line for line in written}
     assert by_id["ok"]["status"] == "succeeded"
-    assert (by_id["over"]["status"], by_id["over"]["http_status"]) == ("failed", 429)
-    assert "ConnectError" in by_id["down"]["error"]
+    over = by_id["over"]
+    assert (over["status"], over["http_status"]) == ("failed", 429)
+    assert over["error"] == "HTTP 429 Too Many Requests"
+    assert over["response"]["error"]["code"] == 429
+    assert by_id["down"]["error"].startswith("ConnectError")
+    assert by_id["down"]["http_status"] is None
+    assert by_id["late"]["error"] == "TimeoutError: no answer within 0.1 s"
     invalid = [line for line in written if line["status"] == "invalid"]
-    assert [line["line"] for line in invalid] == [4, 5, 6]
+    assert [(line["id"], line["line"]) for line in invalid] == [
+        ("whose", 5),
+        ("hot", 6),
+        (8, 8),
+        (9, 9),
+    ]
     assert "nobody" in invalid[0]["error"]
-    assert (summary.too_many, summary.invalid, summary.all_succeeded) == (1, 3, False)
+    dear = by_id["dear"]
+    assert (dear["status"], dear["line"]) == ("rejected", 10)
+    assert "51 is above" in dear["error"]
+    assert summary.statuses == {"succeeded": 1, "failed": 3, "invalid": 4, "rejected": 1}
+    assert (summary.too_many, summary.done, summary.all_succeeded) == (1, 9, False)
+
+
+async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answers with the content type that the path names, and the body of the request."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    path = head.split()[1]
+    length = head.lower().partition("content-length:")[2].split("\r\n")[0].strip() or "0"
+    body = await reader.readexactly(int(length))
+    if path == "/headers":
+        body = head.encode()
+    kind = path.removeprefix("/").encode()
+    writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: " + kind)
+    writer.write(b"\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+
+
+@real_time
+async def test_whatever_comes_back_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEY", "gsk-very-secret")
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    flow = config(
+        {
+            "name": "p",
+            "base_url": f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}",
+            "headers": {"Authorization": "Bearer ${KEY}", "x": "provider's", "User-Agent": "me"},
+        }
+    )
+    async with server:
+        written, _ = await results(
+            flow,
+            {"id": "json", "path": "/application/json", "body": '{"a": 1}'},
+            {"id": "+json", "path": "application/problem+json;v=1", "body": "[2]"},
+            {"id": "broken", "path": "/application/json", "body": "{"},
+            {"id": "nan", "path": "/application/json", "body": "[NaN]"},
+            {"id": "deep", "path": "/application/json", "body": "[" * 100_000},
+            {"id": "half", "path": "/application/json", "body": '"\\ud800"'},
+            {"id": "text", "path": "/text/plain;charset=utf-8", "body": "ä\n\u2028"},
+            {"id": "odd", "path": "/text/plain;charset=none", "body": "x"},
+            {"id": "binary", "path": "/text/plain;charset=ascii", "body": "ä"},
+            {"id": "headers", "path": "/headers", "headers": {"X": "mine"}},
+        )
+    responses = {line["id"]: line["response"] for line in written}
+    seen = responses.pop("headers").lower()
+    assert responses == {
+        "json": {"a": 1},
+        "+json": [2],
+        "broken": "{",
+        "nan": "[NaN]",
+        "deep": "[" * 100_000,
+        "half": "\ud800",
+        "text": "ä\n\u2028",
+        "odd": {"base64": "eA=="},
+        "binary": {"base64": "w6Q="},
+    }
+    assert "authorization: bearer ***\r\n" in seen, "the secret was sent, and is not written"
+    assert "x: mine\r\n" in seen and "provider's" not in seen
+    assert seen.count("user-agent:") == 1
 
 
 @real_time
@@ -187,36 +371,69 @@ async def test_headers_go_to_their_own_provider_alone() -> None:
             {"id": "other", "url": "http://127.0.0.1:9/x"},
             {"id": "beside", "url": a.url + "/v2/x"},
             {"id": "mixed", "url": b.url + "/x", "provider": "a"},
+            {"id": "tricky", "path": f"//{b.url.removeprefix('http://')}/x", "provider": "a"},
         )
-    assert [line["provider"] for line in written if line["status"] == "succeeded"] == ["b"]
-    errors = [line["error"] for line in written if line["status"] == "invalid"]
-    assert len(errors) == 3
-    assert all("not below the base_url" in error for error in errors)
+    sent = {line["id"]: line["provider"] for line in written if line["status"] == "succeeded"}
+    assert sent == {"own": "b", "tricky": "a"}
+    assert list(b.stats.statuses) == ["/x"]
+    assert [path.partition(":")[0] for path in a.stats.statuses] == ["/v1/127.0.0.1"]
+
+
+@real_time
+async def test_priorities_and_times_hold_from_the_first_start() -> None:
+    async with FakeProvider("a", latency=0.005) as a:
+        flow = config({"name": "a", "base_url": a.url, "max_concurrent": 1})
+        written, _ = await results(
+            flow,
+            *({"id": f"low{i}", "path": "/", "priority": "low"} for i in range(200)),
+            {"id": "later", "path": "/", "priority": 9, "valid_after": "+300ms"},
+            {"id": "urgent", "path": "/", "priority": "high"},
+        )
+    ids = [line["id"] for line in written]
+    assert ids[0] == "urgent"
+    assert ids[1] == "low0"
+    assert 1 < ids.index("later") < 200
+    later = written[ids.index("later")]
+    assert 0.3 <= later["waited"] < 1
+
+
+@real_time
+async def test_a_provider_that_is_switched_off_takes_and_holds_nothing() -> None:
+    async with FakeProvider("a") as a:
+        flow = config(
+            {"name": "off", "base_url": "http://127.0.0.1:9", "enabled": False},
+            {"name": "a", "base_url": a.url, "limits": ["5 tokens/hour"]},
+        )
+        written, summary = await results(
+            flow,
+            {"id": 1, "path": "/", "cost": 5},
+            {"id": 2, "path": "/", "cost": 6},  # fits the other alone, for which it would wait
+            {"id": 3, "path": "/", "provider": "off"},
+        )
+    assert {line["id"]: line["status"] for line in written} == {
+        1: "succeeded",
+        2: "rejected",
+        3: "invalid",
+    }
+    assert list(summary.providers) == ["a"]
 
 
 @real_time
 async def test_memory_is_bounded_by_the_look_ahead() -> None:
-    seen = 0
-
-    def lines() -> Any:
-        nonlocal seen
-        for i in range(200):
-            seen += 1
-            yield json.dumps({"id": i, "path": "/"})
-
     async with FakeProvider("a", latency=0.001) as a:
         flow = config({"name": "a", "base_url": a.url, "max_concurrent": 4})
         batch = Batch(flow, look_ahead=10)
         ahead = 0
 
-        def look() -> None:
+        def lines() -> Iterator[str]:
             nonlocal ahead
-            ahead = max(ahead, seen - batch.summary.done)
+            for i in range(200):
+                yield json.dumps({"id": i, "path": "/"})
+                ahead = max(ahead, i + 1 - batch.summary.done)
 
-        batch.on_change = look
-        summary = await batch.run(lines(), io.StringIO())
+        summary = await batch.run(lines(), io.BytesIO())
     assert summary.done == 200
-    assert ahead <= 11
+    assert ahead == 10
 
 
 @real_time
@@ -225,11 +442,27 @@ async def test_an_interrupt_finishes_what_runs() -> None:
         flow = config({"name": "a", "base_url": a.url, "max_concurrent": 2})
         batch = Batch(flow)
         asyncio.get_running_loop().call_later(0.1, batch.interrupt)
-        sink = io.StringIO()
+        sink = io.BytesIO()
         summary = await batch.run([json.dumps({"path": "/"})] * 20, sink)
     written = [json.loads(line) for line in sink.getvalue().splitlines()]
     assert [line["status"] for line in written] == ["succeeded"] * 2
-    assert summary.unsent == 18
+    assert (summary.unsent, summary.all_succeeded) == (18, False)
+
+
+@real_time
+async def test_an_interrupt_ends_the_reading() -> None:
+    flow = config({"name": "a", "base_url": "http://127.0.0.1:9"})
+    batch = Batch(flow)
+
+    def lines() -> Iterator[str]:
+        for number in range(100):
+            assert number < 6
+            if number == 5:
+                batch.interrupt()
+            yield json.dumps({"path": "/", "valid_after": "+1h"})
+
+    summary = await batch.run(lines(), io.BytesIO())
+    assert (summary.done, summary.unsent) == (0, 5)
 
 
 @real_time
@@ -240,21 +473,98 @@ async def test_a_second_interrupt_cancels_what_runs() -> None:
         loop = asyncio.get_running_loop()
         loop.call_later(0.1, batch.interrupt)
         loop.call_later(0.2, batch.interrupt)
-        sink = io.StringIO()
-        await batch.run([json.dumps({"path": "/"})] * 3, sink)
+        sink = io.BytesIO()
+        summary = await batch.run([json.dumps({"path": "/"})] * 3, sink)
     written = [json.loads(line) for line in sink.getvalue().splitlines()]
     assert [line["status"] for line in written] == ["cancelled"] * 2
+    assert [line["error"] for line in written] == ["cancelled while it ran"] * 2
+    assert summary.providers["a"].failed == 2
 
 
-@pytest.mark.parametrize(
-    ("values", "share", "expected"),
-    [
-        ([], 0.5, None),
-        ([3.0], 0.95, 3.0),
-        ([1.0, 2.0], 0.5, 1.0),
-        ([float(i) for i in range(1, 101)], 0.95, 95.0),
-        ([float(i) for i in range(1, 101)], 0.5, 50.0),
-    ],
-)
-def test_quantiles(values: list[float], share: float, expected: float | None) -> None:
-    assert quantile(array("d", values), share) == expected
+@real_time
+async def test_a_run_that_is_cancelled_leaves_nothing_running() -> None:
+    async with FakeProvider("a", latency=30) as a:
+        flow = config({"name": "a", "base_url": a.url, "max_concurrent": 2})
+        sink = io.BytesIO()
+        batch = Batch(flow)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.15):
+                await batch.run([json.dumps({"path": "/"})] * 3, sink)
+        assert len(asyncio.all_tasks()) <= 1 + 2 * 2  # this one, and the server's
+    assert [json.loads(line)["status"] for line in sink.getvalue().splitlines()] == [
+        "cancelled",
+        "cancelled",
+    ]
+    with pytest.raises(ManagerClosed):
+        await batch.run([], sink)
+
+
+class FullDisk(io.BytesIO):
+    def flush(self) -> None:
+        if len(self.getvalue()) > 2000:
+            raise OSError(28, "No space left on device")
+
+
+@real_time
+async def test_results_that_cannot_be_written_end_the_run() -> None:
+    async with FakeProvider("a", latency=0.01) as a:
+        flow = config({"name": "a", "base_url": a.url, "max_concurrent": 2})
+        with pytest.raises(OSError, match="No space left"):
+            await Batch(flow).run([json.dumps({"path": "/"})] * 500, FullDisk())
+    assert a.stats.received < 50
+
+
+@real_time
+async def test_lines_that_cannot_be_read_end_the_run() -> None:
+    def lines() -> Iterator[str]:
+        yield json.dumps({"path": "/"})
+        raise OSError(5, "Input/output error")
+
+    async with FakeProvider("a") as a:
+        flow = config({"name": "a", "base_url": a.url})
+        with pytest.raises(OSError, match="Input/output error"):
+            await Batch(flow).run(lines(), io.BytesIO())
+
+
+@real_time
+async def test_a_file_without_requests() -> None:
+    written, summary = await results(config({"name": "a", "base_url": "http://a"}), "", "  \n")
+    assert (written, summary.done, summary.all_succeeded) == ([], 0, True)
+
+
+def test_look_ahead_is_checked() -> None:
+    with pytest.raises(InvalidValue, match=r"look_ahead must be .* at least 1, not 0"):
+        Batch(FLOW, look_ahead=0)
+
+
+# ---- the report ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("spread", [1e-5, 1.0, 1e5])
+def test_quantiles_are_within_one_percent(share: float, spread: float) -> None:
+    dice = random.Random(7)
+    values = [dice.lognormvariate(0, 2) * spread for _ in range(1001)]
+    distribution = Distribution()
+    for value in values:
+        distribution.add(value)
+    exact = sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+    expected = pytest.approx(exact, rel=0.0101) if exact > 1e-6 else 0.0
+    assert distribution.quantile(share) == expected
+
+
+def test_quantiles_of_nothing_and_of_little() -> None:
+    distribution = Distribution()
+    assert distribution.quantile(0.5) is None
+    distribution.add(0.0)
+    assert distribution.quantile(0.5) == 0.0
+    distribution.add(3.0)
+    assert distribution.quantile(0.5) == 0.0
+    assert distribution.quantile(0.95) == pytest.approx(3.0, rel=0.01)
+
+
+def test_json_is_written_as_json() -> None:
+    assert dumps({"ä": ["😀", 1.5]}) == '{"ä":["😀",1.5]}'.encode()
+    assert json.loads(dumps("\ud800")) == "\ud800"
+    with pytest.raises(ValueError, match="Out of range"):
+        dumps(math.inf)

@@ -14,11 +14,12 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
+from async_task_manager._validate import number
 from async_task_manager.config.problems import ConfigError, problem
 from async_task_manager.errors import MissingExtra
 from async_task_manager.rates import parse_rate
@@ -83,6 +84,10 @@ def _address(url: str) -> str:
     return url.rstrip("/")
 
 
+def _range(**bounds: float) -> AfterValidator:
+    return AfterValidator(partial(number, "", **bounds))  # which tells the whole range
+
+
 def _rate(text: str) -> str:
     parse_rate(text)
     return text
@@ -107,16 +112,16 @@ class ProviderConfig(BaseModel):
     base_url: Annotated[str, AfterValidator(_address)]
     limits: Annotated[tuple[Annotated[str, AfterValidator(_rate)], ...], Field(strict=False)] = ()
     """Rates such as "30/minute", "6000 tokens/minute", "14400/day@America/Los_Angeles"."""
-    max_concurrent: Annotated[int, Field(ge=1, le=100_000)] = 100
+    max_concurrent: Annotated[int, _range(at_least=1, at_most=100_000)] = 100
     """Requests at once. There always is a bound: what waited for a connection after it was let
     go would arrive late, in a window of the provider that others have filled.
     """
     enabled: bool = True
     headers: dict[str, SecretStr] = {}
     """Sent with every request; ${NAME} is taken from the environment when it is sent."""
-    timeout: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+    timeout: Annotated[float, _range(above=0, at_most=86_400)] = 60.0
     """Seconds for one request, from its start to the end of the answer."""
-    slack: Annotated[float, Field(ge=0, le=3600)] = 0.05
+    slack: Annotated[float, _range(at_least=0, at_most=3600)] = 0.05
     """Seconds by which each window is widened: what leaves in one may arrive in another's."""
 
     @field_validator("headers")
@@ -126,7 +131,7 @@ class ProviderConfig(BaseModel):
         for name, value in headers.items():
             try:
                 # A provider that is switched off needs no key.
-                check_header(name, _expanded(value) if info.data.get("enabled", True) else "")
+                check_header(name, _expanded(value) if info.data.get("enabled") else "")
             except ValueError as error:
                 problems.append(f"{name}: {error}")
         if problems:

@@ -42,7 +42,7 @@ def problem(error: Any, keys: Callable[[Sequence[Any]], Iterable[str]]) -> str:
     if kind == "missing":
         return f"{where}: is missing"
     if kind == "value_error":  # one of our own, which says what it may
-        return f"{where}: {error['ctx']['error']}"
+        return f"{where}: {str(error['ctx']['error']).strip()}"
     message = error["msg"].replace("Input should be", "must be").replace("valid tuple", "list")
     if kind in ("dict_type", "model_type"):
         message = "must be a table"

@@ -227,8 +227,7 @@ class Dispatch:
         lane = node.first()
         if lane is None:
             nodes = node.gate.pins if isinstance(node.gate, RouterGate) else node.gate.nodes
-            if nodes.get(node.key) is node:
-                del nodes[node.key]
+            del nodes[node.key]
             node.due = inf
         elif node in lane.nodes and not isinstance(node.gate, RouterGate):
             instant = self.instant(node, lane, now)
@@ -343,26 +342,25 @@ class Dispatch:
     def park(self, lane: Lane, refusal: Refusal, now: float) -> None:
         """The lane waits at these nodes, and with patience gone keeps its place where it was."""
         nodes = tuple([gate.node(key) for gate, key in refusal.places])
-        if nodes != lane.nodes:
-            kept = lane.kept
-            if lane.nodes:
-                lane.moves += 1
-                if lane.moves > PATIENCE:
-                    kept = dict(kept or ())
-                    kept.update(
-                        (node, None)
-                        for node in lane.nodes
-                        if isinstance(node.gate, Gate) and node.gate.branch is None
-                    )
-            self.leave(lane)
-            if kept:
-                kept = {node: None for node in kept if node not in nodes}
-                for node in kept:
-                    node.enter(lane)
-            lane.kept = kept or None
-            lane.nodes = nodes
-            for node in nodes:
+        kept = lane.kept
+        if lane.nodes:
+            lane.moves += 1
+            if lane.moves > PATIENCE:
+                kept = dict(kept or ())
+                kept.update(
+                    (node, None)
+                    for node in lane.nodes
+                    if isinstance(node.gate, Gate) and node.gate.branch is None
+                )
+        self.leave(lane)
+        if kept:
+            kept = {node: None for node in kept if node not in nodes}
+            for node in kept:
                 node.enter(lane)
+        lane.kept = kept or None
+        lane.nodes = nodes
+        for node in nodes:
+            node.enter(lane)
         for node, instant in zip(nodes, refusal.instants, strict=True):
             if instant is not None:  # nobody stands before it there
                 self.arm(node, instant, now)

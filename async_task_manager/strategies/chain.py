@@ -646,17 +646,19 @@ class Chain(BaseStrategy):
     # ---- what people ask --------------------------------------------------------------------
 
     def usage(self, now: float) -> dict[str, Any]:
-        """Per limit its `Usage`; for keyed ones by key, of the keys that something waits for."""
+        """Per limit its `Usage`, of a keyed one that of tasks without a key; per branch of a router
+        one such dict.
+        """
         return dict(self._usages(self.gated, now))
 
     def _usages(
-        self, stages: Iterable[BaseStrategy], now: float
+        self, stages: Iterable[Limit | Router], now: float
     ) -> Iterator[tuple[str, Usage | dict[Any, Any]]]:
         for stage in stages:
             if isinstance(stage, Router):
                 for branch in stage.all_branches(None):
                     yield branch.name, dict(self._usages(branch.limits, now))
-            elif isinstance(stage, Limit):
+            else:
                 yield repr(stage), stage.usage(None, now)
 
     def blame(self, error: Exception, strategy: BaseStrategy | None = None) -> StrategyError:
@@ -698,14 +700,16 @@ class Chain(BaseStrategy):
         """Takes a task in at this instant, by the host's clock."""
         if self._absorbed:
             raise StrategyInUse(f"{self!r} has become a part of another chain: add tasks there")
-        self.add(task, self.host.time())
+        host = self.host
+        self.add(task, host.time())
+        host.wake()
 
     def get_next_task(self) -> Task[Any] | None:
         """The task to start now; its permits go back when its ``run()`` ends."""
-        if self.host is self._by_hand:
-            self._by_hand.start()
-        now = self.host.time()
-        task = self.pull(now)
+        if self.host is not self._by_hand:
+            raise StrategyInUse(f"{self!r} belongs to a manager, which runs its tasks")
+        self._by_hand.start()
+        task = self.pull(self._by_hand.time())
         while self.out:
             gone, error = self.out.popleft()
             gone._end(gone._state, error)
