@@ -40,7 +40,7 @@ def server(name: str, stats: Path) -> Iterator[str]:
         command += ["--limit", limit]
     command += ["--max-concurrent", str(settings.max_concurrent)]
     command += ["--latency", settings.latency, "--stats", str(stats)]
-    # Its own session: Ctrl-C is for `atm run`, which finishes what runs.
+    # Its own session: on Ctrl-C `atm run` finishes what runs, for which it needs the provider.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert process.stdout is not None
@@ -86,6 +86,7 @@ def write_config(path: Path, urls: dict[str, str]) -> None:
 def main() -> int:
     """Runs it, and asks the servers whether a limit was overshot."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are stopped
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for `atm run`, which hears it, too
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder)
         with ExitStack() as servers:

@@ -3,35 +3,65 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
+
+from async_task_manager.cli.app import app
+from async_task_manager.cli.run import Lines
 
 ATM = str(Path(sys.executable).with_name("atm"))
 PROVIDER = Path(__file__).parents[1] / "examples" / "fake_provider.py"
+PLAIN = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1"}
+ARGUMENTS = ("run", "in.jsonl", "--config", "flow.toml", "--output", "out.jsonl")
+
+
+def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command, cwd=cwd, env=PLAIN, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 def atm(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [ATM, *arguments], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
-    )
+    return python(ATM, *arguments, cwd=cwd)
 
 
-@pytest.fixture
-def provider() -> Iterator[str]:
+def written(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+
+
+@contextmanager
+def serving(latency: float) -> Iterator[str]:
     process = subprocess.Popen(
-        [sys.executable, str(PROVIDER), "--latency", "0.05"], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(PROVIDER), "--latency", str(latency)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    assert process.stdout is not None
-    yield process.stdout.readline().split()[-1]
-    process.terminate()
-    process.wait()
-    process.stdout.close()
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().split()[-1]
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[str]:
+    with serving(0.05) as url:
+        yield url
 
 
 @pytest.fixture
@@ -40,43 +70,95 @@ def folder(tmp_path: Path, provider: str) -> Path:
         f'[[providers]]\nname = "p"\nbase_url = "{provider}"\nmax_concurrent = 3\n'
         'limits = ["1000/second"]\n'
     )
-    lines = [json.dumps({"id": i, "path": "/", "priority": "high"}) for i in range(12)]
-    (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n")
+    fill(tmp_path, 12)
     return tmp_path
 
 
-ARGUMENTS = ("run", "in.jsonl", "--config", "flow.toml", "--output", "out.jsonl")
+def fill(folder: Path, requests: int) -> None:
+    lines = [json.dumps({"id": i, "path": "/", "provider": "p"}) for i in range(requests)]
+    (folder / "in.jsonl").write_text("\n".join(lines) + "\n")
+
+
+# ---- usage --------------------------------------------------------------------------------------
 
 
 def test_version() -> None:
     ran = atm("--version")
     assert (ran.returncode, ran.stdout) == (0, "atm 0.1.0\n")
+    again = CliRunner().invoke(app, ["--version", "run"])
+    assert (again.exit_code, again.stdout) == (0, "atm 0.1.0\n")
+    assert python("-m", "async_task_manager.cli", "--version").stdout == "atm 0.1.0\n"
+
+
+def test_the_version_needs_none_of_the_libraries() -> None:
+    ran = python(
+        "-c",
+        "import sys; from async_task_manager.cli import main; sys.argv = ['atm', '--version'];"
+        "main(); print(sorted({'typer', 'rich', 'pydantic', 'httpx'} & set(sys.modules)))",
+    )
+    assert ran.stdout == "atm 0.1.0\n[]\n"
+
+
+@pytest.mark.parametrize("missing", ["typer", "httpx"])  # typer itself needs rich and pydantic
+def test_a_missing_extra_is_told_in_one_line(missing: str, folder: Path) -> None:
+    ran = python(
+        "-c",
+        f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['atm', *{ARGUMENTS!r}];"
+        "from async_task_manager.cli import main; main()",
+        cwd=folder,
+    )
+    assert ran.returncode == 2
+    assert ran.stderr == f"atm: {missing} is missing: pip install 'async-task-manager[cli]'\n"
 
 
 def test_help_teaches() -> None:
     assert "Commands" in atm("--help").stdout
     help_text = atm("run", "--help").stdout
     assert "atm run requests.jsonl --config flow.toml --output results.jsonl" in help_text
-    assert "Exit codes" in help_text
+    assert "Exit codes: 0 every request succeeded" in help_text
+
+
+@pytest.mark.parametrize("arguments", [["run"], ["rn"], [*ARGUMENTS, "--look-ahead", "0"]])
+def test_bad_usage(arguments: list[str], folder: Path) -> None:
+    ran = atm(*arguments, cwd=folder)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "Error" in ran.stderr
+    assert not (folder / "out.jsonl").exists()
+
+
+# ---- a run --------------------------------------------------------------------------------------
 
 
 def test_a_run(folder: Path) -> None:
     ran = atm(*ARGUMENTS, cwd=folder)
-    assert ran.returncode == 0, ran.stderr
-    assert "429s: 0" in ran.stdout
-    assert "12 requests in" in ran.stdout
-    assert "1000/second" in ran.stdout
-    results = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
-    assert sorted(int(result["id"]) for result in results) == list(range(12))
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert re.search(r"12 requests in \d+\.\d s: 12 succeeded", ran.stdout)
+    assert re.search(r"│ p +│ +12 │ +12 │ +0 │ +0 │", ran.stdout)
+    assert re.search(r"│ p +│ 1000/second │ +\d+% │", ran.stdout)
+    assert re.search(r"│ p +│ 3 at once +│ +100% │", ran.stdout)
+    assert ran.stdout.splitlines()[-1] == "429s: 0"
+    assert max(map(len, ran.stdout.splitlines())) <= 80
+    assert sorted(line["id"] for line in written(folder)) == list(range(12))
 
 
 def test_an_output_is_not_overwritten_by_accident(folder: Path) -> None:
     (folder / "out.jsonl").write_text("precious\n")
     ran = atm(*ARGUMENTS, cwd=folder)
     assert ran.returncode == 2
-    assert "--force" in ran.stderr
+    assert ran.stderr == "atm: out.jsonl exists already; --force overwrites it\n"
     assert (folder / "out.jsonl").read_text() == "precious\n"
     assert atm(*ARGUMENTS, "--force", cwd=folder).returncode == 0
+    assert len(written(folder)) == 12
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "flow.toml"])
+def test_an_input_is_never_overwritten(name: str, folder: Path) -> None:
+    before = (folder / name).read_text()
+    (folder / "out.jsonl").symlink_to(name)
+    ran = atm(*ARGUMENTS, "--force", cwd=folder)
+    assert ran.returncode == 2
+    assert "out.jsonl is an input" in ran.stderr
+    assert (folder / name).read_text() == before
 
 
 def test_failures_show_in_the_exit_code(folder: Path) -> None:
@@ -84,14 +166,16 @@ def test_failures_show_in_the_exit_code(folder: Path) -> None:
         file.write("nonsense\n")
     ran = atm(*ARGUMENTS, cwd=folder)
     assert ran.returncode == 1
-    assert "1 invalid" in ran.stdout
+    assert "12 succeeded, 1 invalid" in ran.stdout
 
 
 def test_a_bad_config_is_told_before_anything_is_sent(folder: Path) -> None:
-    (folder / "flow.toml").write_text('[[providers]]\nname = "p"\nbase_ulr = "http://x"\n')
+    (folder / "flow.toml").write_text('[[providers]]\nname = ""\nbase_ulr = "http://x"\n')
     ran = atm(*ARGUMENTS, cwd=folder)
     assert ran.returncode == 2
     assert "did you mean 'base_url'" in ran.stderr
+    assert len(ran.stderr.splitlines()) == 3
+    assert all(line.startswith("atm: flow.toml: ") for line in ran.stderr.splitlines())
     assert not (folder / "out.jsonl").exists()
 
 
@@ -99,24 +183,116 @@ def test_a_missing_input(folder: Path) -> None:
     (folder / "in.jsonl").unlink()
     ran = atm(*ARGUMENTS, cwd=folder)
     assert ran.returncode == 2
-    assert "in.jsonl" in ran.stderr
+    assert ran.stderr == "atm: in.jsonl: No such file or directory\n"
     assert not (folder / "out.jsonl").exists()
 
 
-def test_ctrl_c_finishes_what_runs_and_keeps_the_results(folder: Path) -> None:
-    lines = [json.dumps({"id": i, "path": "/"}) for i in range(500)]
-    (folder / "in.jsonl").write_text("\n".join(lines) + "\n")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_told(folder: Path) -> None:
+    ran = atm(*ARGUMENTS[:-1], "/dev/full", "--force", cwd=folder)
+    assert (ran.returncode, ran.stderr) == (1, "atm: No space left on device\n")
+
+
+# ---- while it runs ------------------------------------------------------------------------------
+
+
+@contextmanager
+def started(folder: Path, results: int) -> Iterator[subprocess.Popen[str]]:
+    """A run that has written so many results."""
     process = subprocess.Popen(
-        [ATM, *ARGUMENTS], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [ATM, *ARGUMENTS],
+        cwd=folder,
+        env=PLAIN,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    out = folder / "out.jsonl"
-    give_up = time.monotonic() + 30
-    while not (out.exists() and out.read_text().count("\n") > 3):
-        assert time.monotonic() < give_up
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130, stderr
-    assert "were not sent" in stdout
-    assert "Traceback" not in stderr
-    assert all(json.loads(line)["status"] == "succeeded" for line in out.read_text().splitlines())
+    try:
+        out = folder / "out.jsonl"
+        give_up = time.monotonic() + 30
+        while not (out.exists() and out.read_text().count("\n") >= results):
+            assert process.poll() is None and time.monotonic() < give_up
+            time.sleep(0.01)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_ctrl_c_finishes_what_runs_and_keeps_the_results(folder: Path) -> None:
+    fill(folder, 500)
+    with started(folder, results=4) as process:
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (130, "")
+    assert re.search(r"interrupted: finishing [0-3] that run", stdout)
+    results = written(folder)
+    assert {line["status"] for line in results} == {"succeeded"}
+    unsent = f"interrupted: {500 - len(results)} requests that were read were not sent"
+    assert unsent in stdout.replace("\n", " ")
+    assert stdout.splitlines()[-1] == "429s: 0"
+
+
+def test_a_second_ctrl_c_cancels_what_runs(folder: Path) -> None:
+    with serving(600) as url:
+        with (folder / "flow.toml").open("a") as file:
+            file.write(f'[[providers]]\nname = "slow"\nbase_url = "{url}"\ntimeout = 700\n')
+        with (folder / "in.jsonl").open("a") as file:
+            file.write('{"id": "slow", "path": "/", "provider": "slow"}\n' * 2)
+        with started(folder, results=12) as process:
+            assert process.stdout is not None
+            process.send_signal(signal.SIGINT)
+            assert process.stdout.readline().startswith("interrupted: finishing 2 that run")
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert [line["status"] for line in written(folder)[12:]] == ["cancelled"] * 2
+
+
+def test_a_terminal_shows_a_live_view(folder: Path) -> None:
+    fill(folder, 60)
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [ATM, *ARGUMENTS],
+        cwd=folder,
+        env={**os.environ, "COLUMNS": "80", "LINES": "24", "TERM": "xterm-256color"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    seen = bytearray()
+
+    def read() -> None:
+        try:
+            while chunk := os.read(ours, 4096):
+                seen.extend(chunk)
+        except OSError:
+            pass  # the other side is closed
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+        reader.join(10)
+        os.close(ours)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+    assert re.search(r"\d+ of 60 .*━", text)
+    assert re.search(r"p +sent \d+ +running 3 +failed 0 +429s 0", text)
+    assert "60 requests in" in text
+    assert text.rstrip().endswith("429s: 0")
+
+
+def test_the_number_of_lines_is_extrapolated_and_exact_in_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    path.write_bytes(b"12345678\n" * 100 + b"\n" + b"12\n" * 10)
+    with path.open("rb") as file:
+        lines = Lines(file)
+        assert lines.expected is None
+        iterator = iter(lines)
+        assert next(iterator) == b"12345678\n"
+        assert lines.expected == 103
+        assert len(list(iterator)) == 110
+        assert lines.expected == 110

@@ -7,8 +7,10 @@ import io
 import json
 import math
 import random
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,19 @@ async def results(
     lines = [json.dumps(line) if isinstance(line, dict) else line for line in requests]
     summary = await Batch(flow, **options).run(lines, sink)
     return [json.loads(line) for line in sink.getvalue().splitlines()], summary
+
+
+@asynccontextmanager
+async def running(
+    batch: Batch, requests: int, sink: io.BytesIO
+) -> AsyncIterator[asyncio.Task[Summary]]:
+    """A run of so many requests to provider a, from when two of them are under way."""
+    lines = [json.dumps({"path": "/"})] * requests
+    run = asyncio.create_task(batch.run(lines, sink))
+    async with asyncio.timeout(10):
+        while batch.summary.providers["a"].running < 2:
+            await asyncio.sleep(0.005)
+        yield run
 
 
 # ---- a line -------------------------------------------------------------------------------------
@@ -204,6 +219,12 @@ def test_where_a_request_may_not_go(line: dict[str, Any], says: str) -> None:
     with pytest.raises(BadRequest, match=says) as caught:
         provider_for(parse_request(json.dumps(line | {"id": "mine"}), 1), FLOW)
     assert caught.value.id == "mine"
+
+
+def test_the_request_in_the_docs_is_one() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "cli.md").read_text()
+    (line,) = re.findall(r'^\{"id".*"path".*\}$', page, re.M)
+    assert parse_request(line, 1).metadata == {"priority": "high", "cost": {"tokens": 900}}
 
 
 # ---- a run --------------------------------------------------------------------------------------
@@ -394,7 +415,7 @@ async def test_priorities_and_times_hold_from_the_first_start() -> None:
     assert ids[1] == "low0"
     assert 1 < ids.index("later") < 200
     later = written[ids.index("later")]
-    assert 0.3 <= later["waited"] < 1
+    assert 0.3 <= later["waited"] < 3
 
 
 @real_time
@@ -438,12 +459,12 @@ async def test_memory_is_bounded_by_the_look_ahead() -> None:
 
 @real_time
 async def test_an_interrupt_finishes_what_runs() -> None:
-    async with FakeProvider("a", latency=0.2) as a:
+    async with FakeProvider("a", latency=0.3) as a:
         flow = config({"name": "a", "base_url": a.url, "max_concurrent": 2})
-        batch = Batch(flow)
-        asyncio.get_running_loop().call_later(0.1, batch.interrupt)
-        sink = io.BytesIO()
-        summary = await batch.run([json.dumps({"path": "/"})] * 20, sink)
+        batch, sink = Batch(flow), io.BytesIO()
+        async with running(batch, 20, sink) as run:
+            batch.interrupt()
+            summary = await run
     written = [json.loads(line) for line in sink.getvalue().splitlines()]
     assert [line["status"] for line in written] == ["succeeded"] * 2
     assert (summary.unsent, summary.all_succeeded) == (18, False)
@@ -469,12 +490,13 @@ async def test_an_interrupt_ends_the_reading() -> None:
 async def test_a_second_interrupt_cancels_what_runs() -> None:
     async with FakeProvider("a", latency=30) as a:
         flow = config({"name": "a", "base_url": a.url, "max_concurrent": 2})
-        batch = Batch(flow)
-        loop = asyncio.get_running_loop()
-        loop.call_later(0.1, batch.interrupt)
-        loop.call_later(0.2, batch.interrupt)
-        sink = io.BytesIO()
-        summary = await batch.run([json.dumps({"path": "/"})] * 3, sink)
+        batch, sink = Batch(flow), io.BytesIO()
+        async with running(batch, 3, sink) as run:
+            batch.interrupt()
+            await asyncio.sleep(0.05)
+            assert not run.done()
+            batch.interrupt()
+            summary = await run
     written = [json.loads(line) for line in sink.getvalue().splitlines()]
     assert [line["status"] for line in written] == ["cancelled"] * 2
     assert [line["error"] for line in written] == ["cancelled while it ran"] * 2
@@ -485,16 +507,16 @@ async def test_a_second_interrupt_cancels_what_runs() -> None:
 async def test_a_run_that_is_cancelled_leaves_nothing_running() -> None:
     async with FakeProvider("a", latency=30) as a:
         flow = config({"name": "a", "base_url": a.url, "max_concurrent": 2})
-        sink = io.BytesIO()
-        batch = Batch(flow)
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.15):
-                await batch.run([json.dumps({"path": "/"})] * 3, sink)
-        assert len(asyncio.all_tasks()) <= 1 + 2 * 2  # this one, and the server's
-    assert [json.loads(line)["status"] for line in sink.getvalue().splitlines()] == [
-        "cancelled",
-        "cancelled",
-    ]
+        batch, sink = Batch(flow), io.BytesIO()
+        others = asyncio.all_tasks()
+        async with running(batch, 3, sink) as run:
+            run.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await run
+        left = asyncio.all_tasks() - others
+        assert not [task for task in left if "FakeProvider" not in repr(task)]
+    written = [json.loads(line) for line in sink.getvalue().splitlines()]
+    assert [line["status"] for line in written] == ["cancelled"] * 2
     with pytest.raises(ManagerClosed):
         await batch.run([], sink)
 

@@ -18,6 +18,7 @@ except ImportError as error:
     raise MissingExtra("cli", "httpx") from error
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterable
     from typing import Self
 
@@ -48,7 +49,8 @@ class Client:
     """One pool of connections per provider."""
 
     def __init__(self, providers: Iterable[ProviderConfig]) -> None:
-        self._pools = {provider.name: _Pool(provider) for provider in providers}
+        tls = httpx.create_ssl_context()  # which takes a while: one for all
+        self._pools = {provider.name: _Pool(provider, tls) for provider in providers}
 
     async def send(self, request: Request, provider: str) -> Answer:
         """The answer: parsed if it is JSON, else as text; what is no text, {"base64": "..."}.
@@ -77,7 +79,7 @@ class Client:
 
 
 class _Pool:
-    def __init__(self, provider: ProviderConfig) -> None:
+    def __init__(self, provider: ProviderConfig, tls: ssl.SSLContext) -> None:
         self.base = provider.base_url
         self.timeout = provider.timeout
         self.secrets = provider.secrets()
@@ -85,6 +87,7 @@ class _Pool:
         headers.setdefault("user-agent", "atm")
         self.http = httpx.AsyncClient(
             headers=headers,
+            verify=tls,
             timeout=None,  # httpx would limit each read by itself, so that a trickle lasts for ever
             limits=httpx.Limits(max_connections=provider.max_concurrent),
             follow_redirects=False,  # a redirect would take the headers elsewhere

@@ -161,10 +161,10 @@ class Summary:
             table.add_row(name, *cells, _pair(part.waits), _pair(part.durations))
         yield table
 
-        table = Table(title="most of each limit in use at once", title_justify="left")
+        table = Table()
         table.add_column("provider", overflow="fold")
         table.add_column("limit", overflow="fold")
-        table.add_column("used", justify="right")
+        table.add_column("most in use", justify="right")
         for name, part in self.providers.items():
             for use in part.limits:
                 table.add_row(name, use.label, f"{use.peak:.0%}")
