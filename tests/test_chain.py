@@ -16,6 +16,7 @@ import pytest
 
 from async_task_manager import (
     Chain,
+    DeadlineExceeded,
     InvalidState,
     InvalidType,
     InvalidValue,
@@ -105,6 +106,17 @@ def test_a_large_task_is_not_starved_and_a_better_rank_goes_ahead() -> None:
     assert drain(chain, 3.0) == [large]
     end(chain, large, now=4.0)
     assert drain(chain, 4.0) == [small]
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+def test_who_stood_behind_a_cancelled_task_is_looked_at(key: str | None) -> None:
+    chain = Chain(ConcurrentLimitStrategy(4, key=key, cost="n"))
+    running, large, small = add(chain, task(cost=3), task(cost=4), task(cost=1))
+    assert drain(chain, 0.0) == [running]
+    assert chain.next_wake(0.0) == inf
+    chain.cancel(large, 1.0)
+    assert chain.next_wake(1.0) == 1.0
+    assert drain(chain, 1.0) == [small]
 
 
 def test_a_blocked_key_blocks_no_other() -> None:
@@ -204,8 +216,11 @@ def test_one_opening_wakes_one_lane() -> None:
 def test_keys_seen_are_not_keys_kept() -> None:
     chain = Chain(ConcurrentLimitStrategy(1, key="k"))
     for i in range(2000):
-        add(chain, task(k=i))
-        end(chain, *drain(chain, 0.0), now=0.0)
+        first, second = add(chain, task(k=i), task(k=i))
+        for each in (first, second):
+            assert drain(chain, 0.0) == [each]
+            end(chain, each, now=0.0)
+    drain(chain, 0.0)
     assert isinstance(chain.dispatch, Dispatch)
     (gate,) = chain.dispatch.gates
     assert not chain.dispatch.lanes
@@ -336,6 +351,18 @@ def test_windows_of_the_wall_clock_follow_it() -> None:
     assert not chain.watches_wall_time
 
 
+def test_the_last_of_several_holds_counts() -> None:
+    for fields in (("early", "late"), ("late", "early")):
+        chain = Chain(*(TimeBasedStrategy(field=field) for field in fields))
+        (held,) = add(chain, task(early=timedelta(seconds=3), late=timedelta(seconds=5)))
+        assert chain.next_wake(0.0) == 5.0
+        chain = Chain(*(TimeBasedStrategy(field=field) for field in fields))
+        chain.set_wall_offset(1e9, 0.0)
+        (held,) = add(chain, task(early=1e9 + 3, late=1e9 + 5))
+        assert drain(chain, 3.0) == []
+        assert drain(chain, 5.0) == [held]
+
+
 def test_a_hold_of_both_clocks_takes_the_later() -> None:
     class Also(Hold):
         def not_before(self, task: Task[Any], now: float) -> float:
@@ -429,7 +456,7 @@ def test_who_waits_elsewhere_is_not_rejected_by_a_pull_too_many(key: str | None)
             return now
 
     breaker, slots = Breaker(1, key=key), ConcurrentLimitStrategy(1, key=key)
-    chain = Chain(PriorityQueueStrategy(), RetryAtOnce(), breaker, slots)
+    chain = Chain(breaker, slots)
     first, waits = add(chain, task(), task())
     assert drain(chain, 0.0) == [first]
     breaker.broken = True
@@ -439,19 +466,36 @@ def test_who_waits_elsewhere_is_not_rejected_by_a_pull_too_many(key: str | None)
     assert drain(chain, 2.0) == []
     assert [gone for gone, _ in chain.out] == [waits]
 
-    # Nor on where it has waited in an earlier attempt.
-    breaker.broken = False
-    chain.out.clear()
-    first, again = add(chain, task(), task(), now=3.0)
-    assert drain(chain, 3.0) == [first]
-    end(chain, first, now=3.0)
-    assert drain(chain, 3.0) == [again]
-    (urgent,) = add(chain, task(priority="high"), now=3.0)
-    end(chain, again, now=3.0, kind="failure")
-    assert chain.pull(3.0) is urgent
-    breaker.broken = True
-    assert drain(chain, 3.0) == []
-    assert [gone for gone, _ in chain.out] == [again]
+
+@pytest.mark.parametrize("key", [None, "k"])
+def test_it_waits_where_it_was_refused_last(key: str | None) -> None:
+    class Moody(FailsFast):
+        mood: float | Exception = -inf
+
+        def ready_at(self, key: Hashable, cost: Any, now: float) -> float:
+            if isinstance(self.mood, Exception):
+                raise self.mood
+            return self.mood
+
+        def becomes(self, mood: float | Exception) -> None:
+            self.mood = mood
+            self.changed()
+
+    first, second = Moody(9, key=key), Moody(9, key=key)
+    chain = Chain(first, second)
+    (waits,) = add(chain, task())
+    second.becomes(inf)
+    assert drain(chain, 0.0) == []
+    first.becomes(5.0)
+    assert drain(chain, 0.0) == []
+    assert chain.next_wake(0.0) == inf  # it waits for the second limit, whatever the first says
+    second.becomes(-inf)
+    assert drain(chain, 0.0) == []
+    assert chain.next_wake(0.0) == 5.0  # and now for the first
+    second.becomes(inf)
+    first.becomes(TaskRejected("no more"))
+    assert drain(chain, 1.0) == []
+    assert [gone for gone, _ in chain.out] == [waits]
 
 
 @pytest.mark.parametrize("key", [None, "k"])
@@ -650,6 +694,23 @@ def test_a_retry_at_once_is_not_a_retry_in_the_past() -> None:
     assert not chain.finish(late, Outcome("failure", 0.0, 3.0), 3.0)
 
 
+def test_a_retry_keeps_its_bound_through_a_step_of_the_clock() -> None:
+    chain = Chain(RetryAtOnce(), PriorityQueueStrategy(), ConcurrentLimitStrategy(1))
+    chain.set_wall_offset(1e9, 0.0)
+    bounded = task()
+    bounded._options = Options(deadline=WallTime(1e9 + 5))
+    assert drain_all(chain, bounded) == [bounded]
+    (urgent,) = add(chain, task(priority="high"), now=6.0)
+    assert drain(chain, 6.0) == []
+    assert chain.next_wake(6.0) == inf  # it runs: the bound is for starting only
+    chain.set_wall_offset(1e9 - 10, 6.0)
+    end(chain, bounded, now=6.0, kind="failure")
+    assert drain(chain, 6.0) == [urgent]
+    assert chain.next_wake(6.0) == 15.0
+    assert drain(chain, 15.0) == []
+    assert [(gone, type(error)) for gone, error in chain.out] == [(bounded, DeadlineExceeded)]
+
+
 def test_work_that_runs_once_is_not_for_a_chain_with_retries() -> None:
     work = nothing()
     with pytest.raises(InvalidType, match="a coroutine runs once"):
@@ -828,13 +889,36 @@ def test_chains_are_flat_and_strategies_have_one_home() -> None:
     busy.add_task(task())
     with pytest.raises(StrategyInUse, match="is in use"):
         Chain(busy)
-    kept = Chain.of(outer)
-    assert kept is outer
+    assert Chain.of(outer) is outer
+    manager = TaskManager(outer)
+    with pytest.raises(StrategyInUse, match="another manager"):
+        TaskManager(outer)
+    with pytest.raises(StrategyInUse, match="is in use"):
+        Chain(outer)
+    del manager
+    TaskManager(outer)  # the other is gone
+    with pytest.raises(StrategyInUse, match="started by hand"):
+        TaskManager(Chain.of(started_by_hand()))
     with pytest.raises(InvalidType, match="needs a strategy"):
         Chain.of("limit")  # type: ignore[arg-type]
     with pytest.raises(InvalidType, match="must be a strategy"):
         Chain("limit")  # type: ignore[arg-type]
     assert repr(outer).startswith("Chain(PriorityQueueStrategy()")
+
+
+def started_by_hand() -> ConcurrentLimitStrategy:
+    limit = ConcurrentLimitStrategy(1)
+    limit.add_task(task())
+    assert limit.get_next_task() is not None
+    return limit
+
+
+def test_a_task_is_added_once() -> None:
+    chain = Chain(ConcurrentLimitStrategy(1))
+    (once,) = add(chain, task())
+    with pytest.raises(InvalidState, match="added before"):
+        chain.add(once, 0.0)
+    assert chain.queued == 1
 
 
 def test_usage_of_all_limits() -> None:
@@ -1326,5 +1410,9 @@ def test_the_name_of_a_strategy_that_raises() -> None:
 
     chain = Chain(PriorityQueueStrategy(), Fails(3, key="k"))
     add(chain, task())
-    with pytest.raises(StrategyError, match=r"Fails\(3, key='k'\) raised ZeroDivisionError"):
+    with pytest.raises(
+        StrategyError, match=r"Fails\(3, key='k'\) raised ZeroDivisionError"
+    ) as told:
         chain.pull(0.0)
+    assert isinstance(told.value.__cause__, ZeroDivisionError)
+    assert chain.blame(told.value) is told.value

@@ -429,8 +429,6 @@ class Chain(BaseStrategy):
             if bound is None:
                 return True
             task = bound.task
-            if task._state != "queued":
-                continue  # it runs: the bound is for starting only
             if bound.error is None:
                 del self._held[task]
                 self._hold_or_join(task, -inf, bound.opens_wall, now)
@@ -522,7 +520,8 @@ class Chain(BaseStrategy):
             return False
         again = max(now, *instants)
         if options is not None and (
-            again >= options.not_after or again + (self._offset or 0.0) >= options.not_after_wall
+            options.not_after <= again
+            or (self._offset is not None and options.not_after_wall - self._offset <= again)
         ):
             return False
         task._state = "queued"
@@ -534,6 +533,10 @@ class Chain(BaseStrategy):
             if error is not None:
                 self.reject(task, error, now)
                 return True
+        if options is not None:
+            for bound in (options.not_after, options.not_after_wall):
+                late = DeadlineExceeded if bound == options.deadline else QueueTimeout
+                self._close(task, bound, late)
         self._hold_or_join(task, again, -inf, now)
         return True
 
@@ -739,8 +742,7 @@ class _Bound:
 
 
 def _matters(instant: float, bound: _Bound) -> bool:
-    state = bound.task._state
-    return state == "queued" or (state == "running" and bound.error is not None)
+    return bound.task._state == "queued"
 
 
 def is_foreign(strategy: BaseStrategy) -> bool:
