@@ -7,9 +7,9 @@ import concurrent.futures
 from functools import partial
 from typing import Any, TypeVar
 
-from async_task_manager.task import Task
+from async_task_manager.task import Options, Task
 
-__all__ = ["Driver", "hand_over", "never_began"]
+__all__ = ["Driver", "expire", "hand_over", "never_began"]
 
 T = TypeVar("T")
 
@@ -37,6 +37,12 @@ def never_began(task: Task[Any], driver: asyncio.Task[None]) -> None:
     run, host = task._run, task._host()
     if run is not None and run.driver is driver and run.started is None and host is not None:
         host.ended(task, "cancelled", None)
+
+
+def expire(task: Task[Any], options: Options, error: Exception) -> None:
+    """Cancels an attempt whose time is up; that decides its outcome if it ends by it."""
+    options.expired = error
+    task.cancel()
 
 
 def hand_over(task: Task[T], future: concurrent.futures.Future[T]) -> None:

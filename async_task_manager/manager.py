@@ -21,7 +21,7 @@ from math import inf
 from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from async_task_manager._driver import Driver, hand_over, never_began
+from async_task_manager._driver import Driver, expire, hand_over, never_began
 from async_task_manager._validate import number, optional
 from async_task_manager.errors import (
     DeadlineExceeded,
@@ -113,6 +113,7 @@ class TaskManager:
     def __init__(self, strategy: BaseStrategy, poll_interval: float = 0.01) -> None:
         self._poll_interval = number("poll_interval", poll_interval, above=0)
         self._chain = Chain.of(strategy)
+        already = max(self._chain.now, self._chain.host.time())
         self._chain.hosted_by(self)
         self.epoch = 0.0
         """Epoch seconds at chain time 0."""
@@ -121,7 +122,7 @@ class TaskManager:
         self._thread = 0
         self._read: Callable[[], float] = time.monotonic  # the loop's clock
         self._zero = 0.0  # its reading at chain time 0
-        self._now = 0.0
+        self._now = already  # 0, unless the chain was used by hand or by a manager that is gone
         self._offset = 0.0
 
         self._stamps = self._chain.stamps
@@ -448,7 +449,7 @@ class TaskManager:
     def _clock(self) -> float:
         """Chain time: never goes back."""
         if self._loop is None:
-            return 0.0
+            return self._now
         now = self._read() - self._zero
         if now > self._now:
             self._now = now
@@ -505,8 +506,7 @@ class TaskManager:
         self._now = max(self._now, self._timer_at)
         self._timer = None
         self._timer_at = inf
-        if not self._pumping:
-            self._pump()
+        self._pump()
 
     def loop_ends(self, keeper: asyncio.Task[None] | None) -> None:
         """Everything in the loop is being cancelled: nothing must be started any more."""
@@ -598,12 +598,7 @@ class TaskManager:
                 until, error = deadline, DeadlineExceeded(f"{task!r} was not done in time")
         if error is not None:
             assert self._loop is not None
-            options.timer = self._loop.call_at(until + self._zero, self._expire, task, error)
-
-    def _expire(self, task: Task[Any], error: Exception) -> None:
-        if task._driver is not None and task._options is not None:
-            task._options.expired = error
-            task._driver.cancel()
+            options.timer = self._loop.call_at(until + self._zero, expire, task, options, error)
 
     def begun(self, task: Task[Any]) -> None:
         """The work's first instruction: windows stamp themselves here."""
@@ -775,8 +770,7 @@ class TaskManager:
                         break
                     cancels += 1
                     for task in rest:
-                        if task._driver is not None:
-                            task._driver.cancel()
+                        task.cancel()
         finally:
             for question in tuple(self._questions.values()):
                 question.cancel()

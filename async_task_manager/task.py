@@ -106,16 +106,21 @@ def outcome_of(
     return Outcome("failure", started, now, value, actual)
 
 
-class Host(Protocol):
-    """Whoever runs tasks: it keeps the accounts when one begins and when it ends."""
+class Accounts(Protocol):
+    """Whoever keeps the accounts when an attempt begins and when it ends."""
+
+    def begun(self, task: Task[Any]) -> None: ...
+    def ended(self, task: Task[Any], kind: TaskState, value: Any) -> None: ...
+
+
+class Host(Accounts, Protocol):
+    """Whoever runs the tasks of a chain."""
 
     epoch: float
     """Wall time at chain time 0."""
 
     def time(self) -> float: ...
     def wake(self) -> None: ...
-    def begun(self, task: Task[Any]) -> None: ...
-    def ended(self, task: Task[Any], kind: TaskState, value: Any) -> None: ...
     def cancel(self, task: Task[Any]) -> bool: ...
     def settle(self, task: Task[Any], actual: Any) -> None: ...
 
@@ -502,15 +507,7 @@ class Task(Generic[T_co]):
 
 
 class _Alone:
-    """The host of a task that runs by itself."""
-
-    epoch = 0.0
-
-    def time(self) -> float:
-        return 0.0
-
-    def wake(self) -> None:
-        pass
+    """The accounts of a task that runs by itself: there are none."""
 
     def begun(self, task: Task[Any]) -> None:
         pass
@@ -518,14 +515,8 @@ class _Alone:
     def ended(self, task: Task[Any], kind: TaskState, value: Any) -> None:
         task._end(kind, value)
 
-    def cancel(self, task: Task[Any]) -> bool:
-        return False
 
-    def settle(self, task: Task[Any], actual: Any) -> None:
-        pass
-
-
-async def execute(task: Task[Any], host: Host) -> None:
+async def execute(task: Task[Any], host: Accounts) -> None:
     """One attempt, from the work's first instruction to its outcome.
 
     A native coroutine, so that the awaits of the work run at the speed of C. It never runs if its

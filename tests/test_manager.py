@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import logging
@@ -911,3 +912,153 @@ def test_it_can_be_built_and_filled_without_a_loop() -> None:
             return [await task for task in tasks[:2]]
 
     assert run_virtual(main()) == [1, 1]
+
+
+# ---- corners ------------------------------------------------------------------------------------
+
+
+async def test_a_chain_that_was_in_use_keeps_its_time() -> None:
+    chain = Chain(SlidingWindowStrategy(1, 60))
+    before = TaskManager(chain)
+    await before.idle()
+    await asyncio.sleep(100)
+    await before.add_task(lambda: nap(0))
+    await before.stop()
+    del before
+    await asyncio.sleep(0)
+    gc.collect()
+    manager = TaskManager(chain)
+    began = now()
+    await manager.idle()
+    await manager.add_task(lambda: nap(0))
+    assert now() - began == 60
+    await manager.stop()
+
+
+def test_it_can_be_filled_between_two_runs_of_its_loop() -> None:
+    manager = TaskManager(one())
+    loop = VirtualTimeLoop()
+    loop.run_until_complete(manager.idle())
+    task = manager.add_task(lambda: nap(1))
+    assert loop.run_until_complete(task.wait()) == 1
+    loop.run_until_complete(manager.stop())
+    loop.close()
+
+
+def test_a_live_change_after_the_loop_was_closed() -> None:
+    limit = one()
+    manager = TaskManager(limit)
+    loop = VirtualTimeLoop()
+    loop.run_until_complete(manager.idle())
+    loop.run_until_complete(asyncio.sleep(1))
+    keeper: Any = manager._keeper
+    loop.close()
+    limit.max_concurrent = 2
+    assert keeper is not None
+
+    async def again() -> float:
+        await manager.idle()
+        return await manager.add_task(lambda: nap(1))
+
+    assert run_virtual(again()) == 1
+
+
+async def test_an_interval_that_takes_its_time_is_asked_for_once() -> None:
+    class Slow(Polled):
+        asked = 0
+
+        async def get_sleep_interval(self) -> float:
+            self.asked += 1
+            await asyncio.sleep(3)
+            return 0
+
+    strategy = Slow()
+    manager = TaskManager(strategy)
+    await manager.idle()
+    await asyncio.sleep(1)
+    tasks = [manager.add_task(lambda: nap(1)) for _ in range(2)]
+    await asyncio.sleep(1)
+    assert strategy.asked == 1
+    await asyncio.gather(*(task.wait() for task in tasks))
+    await manager.stop()
+
+
+async def test_under_a_factory_that_runs_a_task_at_once() -> None:
+    def factory(
+        loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **_: Any
+    ) -> asyncio.Future[Any]:
+        with contextlib.suppress(StopIteration):
+            coro.send(None)
+        done = loop.create_future()
+        done.set_result(None)
+        return done
+
+    async def quick() -> str:
+        return "at once"
+
+    manager = TaskManager(one())
+    await manager.idle()
+    loop = asyncio.get_running_loop()
+    task = manager.add_task(quick, run_timeout=5)
+    loop.set_task_factory(factory)  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    loop.set_task_factory(None)
+    assert task.result() == "at once"
+    await manager.stop()
+
+
+async def test_the_nearer_of_two_time_limits() -> None:
+    async with TaskManager(one()) as manager:
+        task = manager.add_task(nap, run_timeout=1, deadline=timedelta(seconds=5))
+        with pytest.raises(TaskTimeout):
+            await task
+        assert now() == 1
+
+
+async def test_chain_time_never_goes_back() -> None:
+    manager = TaskManager(one())
+    await manager.idle()
+    task = manager.add_task(lambda: nap(1))
+    while task.state != "running":
+        await asyncio.sleep(0)
+    manager._now = 5.0  # as a timer does whose instant the clock had not quite reached
+    await task
+    assert task.started_at == task.finished_at == manager.epoch + 5
+    await manager.stop()
+
+
+async def test_the_work_settles_its_cost() -> None:
+    async def work() -> None:
+        task = current_task()
+        assert task is not None
+        task.settle({"tokens": 10})
+
+    async with TaskManager(SlidingWindowStrategy(100, 60, cost="tokens")) as manager:
+        for _ in range(2):
+            await manager.add_task(work, {"cost": {"tokens": 90}})
+        assert now() == 0
+
+
+async def test_a_strategy_that_breaks_in_the_background() -> None:
+    manager = TaskManager(Breaks("ready_at"))
+    await manager.idle()
+    with pytest.raises(StrategyError):
+        await manager.add_task(nap)
+    await manager.stop()
+
+
+async def test_waits_that_are_cancelled_as_the_end_comes() -> None:
+    manager = TaskManager(one())
+    await manager.idle()
+    running, queued = manager.add_task(nap), manager.add_task(nap)
+    joining = asyncio.create_task(manager.join())
+    waiting = asyncio.create_task(queued.wait())
+    await asyncio.sleep(1)
+    joining.cancel()
+    waiting.cancel()
+    queued.cancel()
+    await asyncio.sleep(0)
+    assert joining.cancelled()
+    assert waiting.cancelled()
+    assert await running == 10
+    await manager.stop()

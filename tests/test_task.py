@@ -33,7 +33,7 @@ from async_task_manager.strategies import (
     TimeBasedStrategy,
 )
 from async_task_manager.strategies.base import Limit, Usage
-from async_task_manager.task import Outcome
+from async_task_manager.task import Outcome, Run
 from async_task_manager.testing import run_virtual
 
 
@@ -137,6 +137,12 @@ def test_metadata_is_made_when_asked_for() -> None:
     assert Task(give, given).metadata is given
 
 
+def test_what_has_not_happened_reads_as_nothing() -> None:
+    run = Run()
+    assert (run.attempt, run.value, run.provider) == (0, None, None)
+    assert not hasattr(run, "nonsense")
+
+
 def test_there_is_no_result_before_the_end() -> None:
     task: Task[int] = Task(give)
     for ask in (task.result, task.exception):
@@ -179,6 +185,17 @@ async def test_waiters_in_other_loops() -> None:
 
 async def _wait_for(task: Task[Any]) -> Any:
     return await task
+
+
+def test_a_waiter_whose_loop_stands_still() -> None:
+    task: Task[int] = Task(give)
+    loop = asyncio.new_event_loop()
+    waiter = loop.create_task(task.wait())
+    loop.run_until_complete(asyncio.sleep(0))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        loop.run_until_complete(waiter)
+    loop.close()
 
 
 def test_a_waiter_whose_loop_is_gone() -> None:
