@@ -293,7 +293,8 @@ class Limit(Role):
     from ``metadata["cost"][name]`` (or from a bare number in ``metadata["cost"]``), with
     ``default_cost`` for tasks that don't say.
 
-    Costs reach the limit as exact numbers: an int, or a Fraction for what isn't whole.
+    Costs reach the limit as exact numbers: an int, or a Fraction for what isn't whole; both
+    compute as a float does.
     """
 
     key: KeySpec = None
@@ -366,11 +367,11 @@ class Limit(Role):
             )
         return given
 
-    def check(self, key: Hashable, cost: Cost) -> None:
+    def check(self, key: Hashable, cost: float) -> None:
         """Raises `TaskTooLarge` where no wait could ever help. Called by ``add_task``."""
 
     @abstractmethod
-    def ready_at(self, key: Hashable, cost: Cost, now: float) -> float:
+    def ready_at(self, key: Hashable, cost: float, now: float) -> float:
         """When this cost fits: <= now: it does; finite: then, if nothing else happens; inf: only an
         event helps.
 
@@ -379,13 +380,13 @@ class Limit(Role):
         """
 
     @abstractmethod
-    def acquire(self, key: Hashable, cost: Cost, now: float) -> Any:
+    def acquire(self, key: Hashable, cost: float, now: float) -> Any:
         """Commits and returns the grant. Must not fail; called only when ``ready_at`` is <= now."""
 
     def started(self, grant: Any, now: float) -> None:
         """The work's first instruction runs now: windows stamp themselves here."""
 
-    def settle(self, grant: Any, actual: Cost, now: float) -> None:
+    def settle(self, grant: Any, actual: float, now: float) -> None:
         """The actual cost is known."""
 
     def release(self, grant: Any, outcome: Outcome, now: float) -> None:

@@ -1,0 +1,123 @@
+"""What type checkers make of the public API: checked by mypy --strict and pyright, never run."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections import deque
+from collections.abc import Hashable
+from functools import partial
+from typing import Any, assert_type
+
+from async_task_manager import Chain, Task, TaskManager, current_task
+from async_task_manager.strategies import (
+    BaseStrategy,
+    ConcurrentLimitStrategy,
+    Feedback,
+    FixedWindowStrategy,
+    Hold,
+    Limit,
+    Order,
+    PriorityQueueStrategy,
+    Provider,
+    ProviderRouterStrategy,
+    RetryAt,
+    SlidingWindowStrategy,
+    TimeBasedStrategy,
+    TokenBucketStrategy,
+    Usage,
+)
+from async_task_manager.task import Outcome
+from async_task_manager.testing import check_strategy, run_virtual
+
+
+async def number(of: str = "") -> int:
+    return len(of)
+
+
+async def results_keep_their_types() -> None:
+    manager = TaskManager(ConcurrentLimitStrategy(1), poll_interval=0.1)
+    task = manager.add_task(number)
+    assert_type(task, Task[int])
+    assert_type(await task, int)
+    assert_type(await task.wait(), int)
+    assert_type(task.result(), int)
+    assert_type(task.exception(), BaseException | None)
+    assert_type(manager.add_task(number("abc")), Task[int])
+    assert_type(manager.add_task(lambda: number("abc")), Task[int])
+    assert_type(manager.add_task(partial(number, "abc")), Task[int])
+    assert_type(manager.add_task(asyncio.sleep(1, "slept")), Task[str])
+    assert_type(manager.add_task(Task(number)), Task[int])
+    assert_type(manager.add_task_threadsafe(number), concurrent.futures.Future[int])
+    assert_type(task.cancel(), bool)
+    assert_type(task.started_at, float | None)
+    task.add_done_callback(lambda done: print(done.result() + 1))
+    async with manager as same:
+        assert_type(same, TaskManager)
+    assert_type(manager.stats().queued, int)
+
+
+def takes_any_number(task: Task[int]) -> None: ...
+
+
+def tasks_are_covariant(task: Task[bool]) -> None:
+    takes_any_number(task)
+
+
+def work_by_itself() -> None:
+    assert_type(run_virtual(Task(number).run()), int)
+    assert_type(current_task(), Task[Any] | None)
+
+
+def strategies_compose() -> Chain:
+    router = ProviderRouterStrategy(
+        [Provider("a", limits=[SlidingWindowStrategy(30, 60, cost="tokens", default_cost=1)])]
+    )
+    assert_type(router["a"], Provider)
+    return Chain(
+        PriorityQueueStrategy(aging=60),
+        TimeBasedStrategy(field=lambda task: task.metadata.get("at")),
+        FixedWindowStrategy(14_400, "day", align="clock", timezone="America/Los_Angeles"),
+        TokenBucketStrategy(2.5, 10, key=lambda task: task.metadata["user"]),
+        router,
+    )
+
+
+class Custom(BaseStrategy):
+    def __init__(self) -> None:
+        self.queue: deque[Task] = deque()
+
+    def add_task(self, task: Task) -> None:
+        self.queue.append(task)
+
+    def get_next_task(self) -> Task | None:
+        return self.queue.popleft() if self.queue else None
+
+    async def get_sleep_interval(self) -> float | None:
+        return None
+
+
+class CustomLimit(Limit):
+    def ready_at(self, key: Hashable, cost: float, now: float) -> float:
+        return now
+
+    def acquire(self, key: Hashable, cost: float, now: float) -> float:
+        return now
+
+    def release(self, grant: float, outcome: Outcome, now: float) -> None:
+        assert_type(outcome.started, bool)
+
+    def usage(self, key: Hashable, now: float) -> Usage:
+        return Usage(0, 1)
+
+
+class CustomRest(Order, Hold, Feedback):
+    def rank(self, task: Task, now: float) -> tuple[int, str]:
+        return task.attempt, task.name
+
+    def review(self, task: Task, outcome: Outcome, now: float) -> RetryAt | None:
+        return RetryAt(now + 1) if outcome.kind == "failure" else None
+
+
+check_strategy(Custom)
+check_strategy(lambda: CustomLimit(key="user"), metadata=lambda i: {"user": i})
