@@ -259,7 +259,7 @@ class Attempt:
     number: int
     acquired: float
     order: int
-    costs: dict[int, tuple[Hashable, Cost]]
+    costs: dict[int, tuple[Hashable, float]]
     """By the limit's id: the key, and what the task cost there."""
     began: float | None = None
     began_order: int = 0

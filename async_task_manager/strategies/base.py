@@ -24,7 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
 
 from async_task_manager._validate import exact, number
 from async_task_manager.errors import InvalidType, InvalidValue
@@ -338,7 +338,7 @@ class Limit(Role):
             ) from None
         return key
 
-    def cost_of(self, task: Task) -> Cost:
+    def cost_of(self, task: Task) -> float:
         """What the task consumes: exact, finite, not negative.
 
         Raises:
@@ -350,9 +350,10 @@ class Limit(Role):
         if spec is None:
             return 1
         if isinstance(spec, str):
-            return exact(number(f"cost {spec!r} of {task!r}", self._unit(spec, task), at_least=0))
+            value = self._unit(spec, task)
+            return _exactly(f"cost {spec!r} of {task!r}", value)
         value = spec(task) if callable(spec) else spec
-        return exact(number(f"cost of {task!r}", value, at_least=0))
+        return _exactly(f"cost of {task!r}", value)
 
     def _unit(self, unit: str, task: Task) -> object:
         given = task._metadata.get("cost") if task._metadata is not None else None
@@ -413,6 +414,11 @@ class Limit(Role):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
+
+
+def _exactly(name: str, value: object) -> float:
+    # An int or a Fraction, which type checkers don't take for the number that it is.
+    return cast("float", exact(number(name, value, at_least=0)))
 
 
 class Branch:
