@@ -218,8 +218,8 @@ class TaskManager:
             raise
         if type(work) is CoroutineType:
             self._coroutines.add(id(work))
-        if self._going and not self._pumping and self._chain.next_wake(now) < self._timer_at:
-            self.wake()
+        if self._going and not self._pumping:
+            self._look(now)
         return task
 
     def add_task_threadsafe(
@@ -480,6 +480,15 @@ class TaskManager:
                 self._pumping = True
                 self._loop.call_soon(self._pump)
 
+    def _look(self, now: float) -> None:
+        """Something happened: has the chain asked again as early as that may help, not before."""
+        chain = self._chain
+        wake = chain.next_wake(now)
+        if wake <= now or chain.out or (self._wall_timer is None and chain.watches_wall_time):
+            self.wake()
+        elif wake < self._timer_at and self._going and not self._paused and not self._ending:
+            self._arm(wake)
+
     def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -610,8 +619,8 @@ class TaskManager:
             self._coroutines.discard(id(task._work))
         if self._stamps:
             try:
-                if self._chain.begun(task, now):
-                    self.wake()
+                if self._chain.begun(task, now) and not self._pumping:
+                    self._look(now)
             except Exception as error:
                 self._break(self._chain.blame(error))
 
@@ -646,7 +655,7 @@ class TaskManager:
             self._hooks.add(hook)
             hook.add_done_callback(self._hooks.discard)
         if not self._pumping:
-            self.wake()
+            self._look(now)
 
     @staticmethod
     def _unlimit(options: Options, kind: TaskState, value: Any) -> tuple[TaskState, Any]:

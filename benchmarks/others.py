@@ -63,6 +63,9 @@ def limits(quick: bool) -> list[Row]:
         ("bucket", 200, lambda rate: TokenBucketStrategy(rate, 5), 5, 1.01, 0.02),
         ("bucket", 1000, lambda rate: TokenBucketStrategy(rate, 5), 5, 1.01, 0.02),
     ]
+    for rate in (200, 1000):
+        cpu = asyncio.run(_timers(rate, seconds))
+        rows.append(Row("D", f"bare: a timer and a task {rate} times a second, CPU s per s", cpu))
     for name, rate, build, burst, most_bar, cpu_bar in cases:
         stamps, cpu = asyncio.run(_stamped(build(rate), rate, seconds))
         allowed = rate * (int(seconds) if name == "window" else seconds) + burst
@@ -76,6 +79,30 @@ def limits(quick: bool) -> list[Row]:
             Row("D", f"{name} of {rate}/s: CPU s per s", cpu / seconds, "", cpu_bar),
         ]
     return rows
+
+
+async def _timers(rate: int, seconds: float) -> float:
+    """What the loop itself takes to wake up so often and to run a task each time."""
+    loop = asyncio.get_running_loop()
+    began, left = loop.time(), int(rate * seconds)
+    alive: set[asyncio.Task[None]] = set()
+    ended = loop.create_future()
+
+    def ring() -> None:
+        nonlocal left
+        left -= 1
+        task = loop.create_task(trivial())
+        alive.add(task)
+        task.add_done_callback(alive.discard)
+        if left:
+            loop.call_at(began + seconds - left / rate, ring)
+        else:
+            ended.set_result(None)
+
+    before = time.process_time()
+    ring()
+    await ended
+    return (time.process_time() - before) / seconds
 
 
 async def _stamped(strategy: BaseStrategy, rate: int, seconds: float) -> tuple[list[float], float]:

@@ -34,8 +34,7 @@ class SingleLane:
         self.only = Lane(chain, None, (None,) * len(limits), ())
         self.wake = inf
         self.parked: Task[Any] | None = None
-        """The head, if a limit behind the first refused it: it waits for that very limit, ``at``.
-        """
+        """The head, once a limit refused it: it waits for that very limit, ``at``."""
         self.at = 0
         self.fixed: tuple[Any, ...] | None = None
         """The costs of every task, where no limit looks at the task; checked once a change."""
@@ -78,7 +77,7 @@ class SingleLane:
             if task._state != "queued":
                 lane.peek()
                 continue
-            if self.parked is task and self.still_closed(task, now):
+            if self.at and self.parked is task and self.still_closed(task, now):
                 return None
             costs = task._costs
             i = 0
@@ -87,9 +86,8 @@ class SingleLane:
                     instant = limit.ready_at(None, costs[i], now)
                     if not instant <= now:
                         self.wake = later(instant, limit, now)
-                        if i:
-                            self.parked = task
-                            self.at = i
+                        self.parked = task
+                        self.at = i
                         return None
                     i += 1
             except (TaskRejected, TaskTooLarge) as error:
@@ -131,6 +129,13 @@ class SingleLane:
         self.parked = task
         return True
 
+    def look(self, now: float) -> None:
+        """Limits were used or given back: when the one at which the head waits is open now."""
+        if self.wake > now:
+            head = self.parked
+            if head is None or head._state != "queued" or not self.still_closed(head, now):
+                self.wake = now
+
     def begun(self, task: Task[Any], now: float) -> bool:
         if not self.stamped:
             return False
@@ -138,7 +143,7 @@ class SingleLane:
         for i, limit in self.stamped:
             limit.started(grants[i], now)
         if self.only.size:
-            self.wake = now
+            self.look(now)
             return True
         return False
 
@@ -148,14 +153,15 @@ class SingleLane:
         for limit in self.limits:
             limit.release(grants[i], outcome, now)
             i += 1  # noqa: SIM113  # as in `pull`
-        self.wake = now
+        if self.only.size:
+            self.look(now)
 
     def settle(self, task: Task[Any], actual_of: Any, now: float) -> None:
         for limit, grant in zip(self.limits, self.grants_of(task), strict=True):
             actual = actual_of(limit)
             if actual is not None:
                 limit.settle(grant, actual, now)
-        self.wake = now
+        self.look(now)
 
     @staticmethod
     def grants_of(task: Task[Any]) -> Any:

@@ -178,6 +178,7 @@ class Chain(BaseStrategy):
         for policy in mine.values():
             policy._home = _Home(self)
         self._bound = mine
+        self._by_wall = any(policy.uses_wall_time for policy in mine.values())
 
     @classmethod
     def of(cls, strategy: BaseStrategy) -> Chain:
@@ -594,7 +595,7 @@ class Chain(BaseStrategy):
         """Whether something that waits depends on the wall clock."""
         if self._wall_bounds.heap:
             return True
-        return self.queued > 0 and any(p.uses_wall_time for p in self._bound.values())
+        return self._by_wall and self.queued > 0
 
     def policy_changed(self, policy: Role, key: Hashable) -> None:
         """A policy says that its answers may differ from now on."""
