@@ -1,80 +1,44 @@
-"""TaskManager: the only place that owns the clock, the loop and the running tasks.
-
-It does what its chain decides. Between an add, a completion, a cancel, a live change and the
-instant that the chain names, it sleeps.
-"""
+"""TaskManager: tasks in, outcomes out, a life that can be started, paused and stopped."""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import logging
 import threading
-import time
-import weakref
 from asyncio import _get_running_loop
-from collections.abc import Callable
-from contextvars import Context, copy_context
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
-from math import inf
 from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from async_task_manager._driver import Driver, expire, hand_over, never_began
+from async_task_manager._driver import hand_over
+from async_task_manager._engine import Engine
 from async_task_manager._validate import number, optional
 from async_task_manager.errors import (
-    DeadlineExceeded,
     InvalidState,
     InvalidType,
     ManagerClosed,
     NotRunning,
-    StrategyError,
-    TaskTimeout,
 )
-from async_task_manager.strategies.base import BaseStrategy, WallTime
-from async_task_manager.strategies.chain import Chain
+from async_task_manager.strategies.base import BaseStrategy
 from async_task_manager.strategies.time_based import instant_of
 from async_task_manager.task import (
     Options,
-    Outcome,
-    Run,
     Task,
-    TaskState,
     Work,
     discard,
-    execute,
-    outcome_of,
 )
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from typing import Self
 
-    from async_task_manager.strategies._foreign import ForeignStage
 
 __all__ = ["Stats", "TaskManager"]
 
-logger = logging.getLogger("async_task_manager")
 
 T = TypeVar("T")
-
-STARTS_PER_TURN = 64
-"""Tasks started in one turn of the loop. More would delay their first instructions, and other
-timers.
-"""
-
-WALL_CHECK = 1.0
-"""Seconds between looks at the wall clock, while something waits for a wall time."""
-
-WALL_TOLERANCE = 0.001
-"""Seconds by which wall and loop time may drift apart before that counts as a step."""
-
-HOOKS_GRACE = 0.1
-"""Seconds that `stop` gives an ``on_task_done`` that is under way, before it cancels it."""
-
-STUBBORN = 3
-"""Cancels that a task is given before `stop` leaves it behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +56,7 @@ class Stats:
     """Per limit its `Usage`; for a router, per branch."""
 
 
-class TaskManager:
+class TaskManager(Engine):
     """Starts every task at the earliest instant at which its strategy allows it, and brings it to
     an outcome.
 
@@ -111,45 +75,7 @@ class TaskManager:
     """
 
     def __init__(self, strategy: BaseStrategy, poll_interval: float = 0.01) -> None:
-        self._poll_interval = number("poll_interval", poll_interval, above=0)
-        self._chain = Chain.of(strategy)
-        already = max(self._chain.now, self._chain.host.time())
-        self._chain.hosted_by(self)
-        self.epoch = 0.0
-        """Epoch seconds at chain time 0."""
-
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = 0
-        self._read: Callable[[], float] = time.monotonic  # the loop's clock
-        self._zero = 0.0  # its reading at chain time 0
-        self._now = already  # 0, unless the chain was used by hand or by a manager that is gone
-        self._offset = 0.0
-
-        self._stamps = self._chain.stamps
-        self._polls = self._chain.foreign is not None
-
-        self._started = False  # ever
-        self._going = False  # between idle() or run() and stop()
-        self._paused = False
-        self._ending = False  # the loop is
-        self._closed = False
-        self._broken: StrategyError | None = None
-        self._runner: asyncio.Future[None] | None = None
-
-        self._pumping = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = inf
-        self._wall_timer: asyncio.TimerHandle | None = None
-        self._running: dict[Task[Any], None] = {}
-        self._questions: dict[ForeignStage, asyncio.Task[None]] = {}  # intervals being asked for
-        self._hooks: set[asyncio.Task[None]] = set()  # on_task_done under way
-        self._keeper: asyncio.Task[None] | None = None
-        self._watchers: list[asyncio.Future[None]] = []  # who waits for tasks to end
-        self._ends: dict[TaskState, int] = dict.fromkeys(
-            ("succeeded", "failed", "cancelled", "expired", "rejected"), 0
-        )
-        self._context: Context | None = None
-        self._coroutines: set[int] = set()
+        super().__init__(strategy, number("poll_interval", poll_interval, above=0))
 
     # ---- tasks in ---------------------------------------------------------------------------
 
@@ -404,400 +330,3 @@ class TaskManager:
         if hasattr(self, "_ends"):
             for task in self._chain.tasks():
                 discard(task._work)
-
-    # ---- the loop, and time -----------------------------------------------------------------
-
-    def _start_going(self) -> None:
-        if self._closed:
-            raise ManagerClosed("the manager was closed; make a new one")
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            self._bind(loop)
-        self._broken = None
-        self._ending = False
-        self._going = self._started = True
-        if self._keeper is None:
-            self._keeper = loop.create_task(_keep(weakref.ref(self)))
-            self._keeper._log_destroy_pending = False  # type: ignore[attr-defined]
-        self._check_wall()
-        self.wake()
-
-    def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        old = self._loop
-        if old is not None and not old.is_closed() and (self._going or self._running):
-            raise InvalidState("the manager runs in another loop: stop it there first")
-        reading = loop.time()
-        if old is None or reading - self._zero < self._now:
-            # The first start, or a loop whose clock starts anew: chain time goes on from where it
-            # was.
-            self._zero = reading - self._now
-        self._loop = loop
-        # A call less for what is read three times per task.
-        plain = type(loop).time is asyncio.BaseEventLoop.time
-        self._read = time.monotonic if plain else loop.time
-        self._thread = threading.get_ident()
-        self._pumping = False
-        self._disarm()
-        self._questions.clear()
-        self._hooks.clear()
-        self._keeper = None
-        for task in tuple(self._running):  # their loop was closed over their heads
-            self.ended(task, "cancelled", None)
-        if not self._started:
-            self.epoch = self._wall() - self._clock()
-
-    def _clock(self) -> float:
-        """Chain time: never goes back."""
-        if self._loop is None:
-            return self._now
-        now = self._read() - self._zero
-        if now > self._now:
-            self._now = now
-            return now
-        return self._now
-
-    time = _clock
-
-    def _wall(self) -> float:
-        """Epoch seconds; a loop with a time of its own may bring its own."""
-        wall_time: Callable[[], float] = getattr(self._loop, "wall_time", time.time)
-        return wall_time()
-
-    def _check_wall(self) -> None:
-        """Looks whether the wall clock was stepped, or the machine suspended."""
-        now = self._clock()
-        offset = self._wall() - now
-        if abs(offset - self._offset) > WALL_TOLERANCE:
-            self._offset = offset
-            self._chain.set_wall_offset(offset, now)
-        self._wall_timer = None
-
-    def wake(self) -> None:
-        """Has the chain asked in the next turn of the loop."""
-        if not self._pumping and self._going and not self._paused and not self._ending:
-            assert self._loop is not None
-            if not self._loop.is_closed():
-                self._pumping = True
-                self._loop.call_soon(self._pump)
-
-    def _look(self, now: float) -> None:
-        """Something happened: has the chain asked again as early as that may help, not before."""
-        chain = self._chain
-        wake = chain.next_wake(now)
-        if wake <= now or chain.out or (self._wall_timer is None and chain.watches_wall_time):
-            self.wake()
-        elif wake < self._timer_at and self._going and not self._paused and not self._ending:
-            self._arm(wake)
-
-    def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._wall_timer is not None:
-            self._wall_timer.cancel()
-            self._wall_timer = None
-        self._timer_at = inf
-
-    def _arm(self, wake: float) -> None:
-        """Sleeps until the instant that the chain named."""
-        if wake == self._timer_at:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._timer_at = wake
-        if wake < inf:
-            assert self._loop is not None
-            self._timer = self._loop.call_at(wake + self._zero, self._ring)
-
-    def _ring(self) -> None:
-        # The loop's clock may round to just before the instant; the instant has come all the same.
-        self._now = max(self._now, self._timer_at)
-        self._timer = None
-        self._timer_at = inf
-        self._pump()
-
-    def loop_ends(self, keeper: asyncio.Task[None] | None) -> None:
-        """Everything in the loop is being cancelled: nothing must be started any more."""
-        if keeper is self._keeper:
-            self._keeper = None
-            self._ending = True
-            self._disarm()
-
-    # ---- the pump ---------------------------------------------------------------------------
-
-    def _pump(self) -> None:
-        """Starts what the chain gives, a few at a time, and sleeps until it may give more."""
-        self._pumping = False
-        if not self._going or self._paused or self._ending:
-            return
-        chain = self._chain
-        now = self._clock()
-        loop = self._loop
-        assert loop is not None
-        ours = loop.get_task_factory() is None
-        try:
-            for _ in range(STARTS_PER_TURN):
-                task = chain.pull(now)
-                if task is None:
-                    break
-                self._running[task] = None
-                context = task._context
-                if ours and task._options is None and context is not None:
-                    driver = Driver(execute(task, self), loop=loop, name="", context=context.copy())
-                    driver.handle = task
-                    task._run.driver = driver  # type: ignore[union-attr]  # it was handed out
-                else:
-                    self._launch(task, loop, ours)
-            wake = chain.next_wake(now)
-        except StrategyError as error:
-            self._break(error)
-            return
-        if chain.out:
-            self._sweep()
-        if wake <= now:
-            self._arm(inf)
-            self.wake()
-        else:
-            self._arm(wake)
-        if self._polls:
-            for stage in tuple(chain.asking()):
-                if stage not in self._questions:
-                    self._questions[stage] = loop.create_task(self._ask(stage))
-        if self._wall_timer is None and chain.watches_wall_time:
-            assert self._loop is not None
-            self._wall_timer = self._loop.call_later(WALL_CHECK, self._watch_wall)
-
-    def _watch_wall(self) -> None:
-        self._check_wall()
-        self.wake()
-
-    def _launch(self, task: Task[Any], loop: asyncio.AbstractEventLoop, ours: bool) -> None:
-        """Starts a task that is in some way uncommon."""
-        run = task._run
-        assert run is not None
-        # A strategy may have brought the task along: nobody's context came with it.
-        context = task._context or copy_context()
-        if ours:
-            driver = Driver(execute(task, self), loop=loop, name="", context=context.copy())
-            driver.handle = task
-            run.driver = driver
-        else:
-            # Not ours, and perhaps eager: it may be over before it is handed out.
-            foreign = context.run(loop.create_task, execute(task, self))
-            if not foreign.done():
-                run.driver = foreign
-                foreign.add_done_callback(partial(never_began, task))
-        options = task._options
-        if options is not None and task in self._running:
-            self._limit_run(task, options)
-
-    def _limit_run(self, task: Task[Any], options: Options) -> None:
-        now = self._clock()
-        error: Exception | None = None
-        until = inf
-        if options.run_timeout is not None:
-            until = now + options.run_timeout
-            error = TaskTimeout(f"{task!r} ran longer than its {options.run_timeout} s")
-        if options.deadline is not None:
-            deadline = options.deadline
-            if isinstance(deadline, WallTime):
-                deadline -= self._offset
-            if deadline < until:
-                until, error = deadline, DeadlineExceeded(f"{task!r} was not done in time")
-        if error is not None:
-            assert self._loop is not None
-            options.timer = self._loop.call_at(until + self._zero, expire, task, options, error)
-
-    def begun(self, task: Task[Any]) -> None:
-        """The work's first instruction: windows stamp themselves here."""
-        now = self._read() - self._zero
-        if now < self._now:
-            now = self._now
-        task._run.started = self._now = now  # type: ignore[union-attr]  # it was handed out
-        if self._coroutines:
-            self._coroutines.discard(id(task._work))
-        if self._stamps:
-            try:
-                if self._chain.begun(task, now) and not self._pumping:
-                    self._look(now)
-            except Exception as error:
-                self._break(self._chain.blame(error))
-
-    def ended(self, task: Task[Any], kind: TaskState, value: Any) -> None:
-        """An attempt is over: permits go back, waiters are told, or it is queued again."""
-        run: Run = task._run  # type: ignore[assignment]  # it was handed out
-        try:
-            del self._running[task]
-        except KeyError:
-            return  # its loop was closed under it, and it was given up when the next one came
-        now = self._read() - self._zero
-        if now < self._now:
-            now = self._now
-        run.finished = self._now = now
-        if task._options is not None:
-            kind, value = self._unlimit(task._options, kind, value)
-        again = False
-        try:
-            if kind == "succeeded":
-                outcome = Outcome("success", run.started, now, None, run.actual)
-            else:
-                outcome = outcome_of(kind, value, run.started, now, run.actual)
-            again = self._chain.finish(task, outcome, now)
-        except Exception as error:
-            self._break(self._chain.blame(error))
-        if again:
-            run.driver = None
-        else:
-            self._conclude(task, kind, value)
-        if self._polls and not self._loop.is_closed():  # type: ignore[union-attr]  # it ran
-            hook = self._loop.create_task(self._tell_done())  # type: ignore[union-attr]
-            self._hooks.add(hook)
-            hook.add_done_callback(self._hooks.discard)
-        if not self._pumping:
-            self._look(now)
-
-    @staticmethod
-    def _unlimit(options: Options, kind: TaskState, value: Any) -> tuple[TaskState, Any]:
-        """The time limits of this attempt are off; one that struck decides the outcome."""
-        if options.timer is not None:
-            options.timer.cancel()
-            options.timer = None
-        expired, options.expired = options.expired, None
-        if kind == "cancelled" and expired is not None:
-            return "failed", expired
-        return kind, value
-
-    def _conclude(self, task: Task[Any], state: TaskState, value: Any) -> None:
-        """The outcome is final."""
-        if self._coroutines:
-            self._coroutines.discard(id(task._work))
-        self._ends[state] += 1
-        if task._run is None:
-            task._progress().finished = self._clock()
-        task._end(state, value)
-        if self._watchers and len(self._running) <= 1:
-            # Whoever waits for all to end may be the last one's own work; before, none need look.
-            self._look_around()
-
-    def cancel(self, task: Task[Any]) -> bool:
-        """Cancels one task, queued or running; False if it has ended."""
-        if task._state == "queued":
-            self._chain.cancel(task, self._clock())
-            self._conclude(task, "cancelled", None)
-            self.wake()
-            return True
-        driver = task._driver
-        return driver is not None and driver.cancel()
-
-    def settle(self, task: Task[Any], actual: Any) -> None:
-        """The actual cost of a running task is known."""
-        self._chain.settle(task, actual, self._clock())
-        self.wake()
-
-    def _sweep(self) -> None:
-        """Tasks that the chain gave up on get their outcome."""
-        while self._chain.out:
-            task, error = self._chain.out.popleft()
-            self._conclude(task, task._state, error)
-
-    # ---- when a strategy fails --------------------------------------------------------------
-
-    def _break(self, error: StrategyError) -> None:
-        """Nothing more is started; what has not started gets the error."""
-        logger.error("%s; nothing more is started", error, exc_info=error)
-        self._broken = error
-        self._going = False
-        self._disarm()
-        for task in self._chain.clear(self._clock()):
-            self._conclude(task, "rejected", error)
-        self._sweep()
-        if self._runner is not None and not self._runner.done():
-            self._runner.set_result(None)
-        self._look_around()
-
-    # ---- custom strategies that are polled --------------------------------------------------
-
-    async def _ask(self, stage: ForeignStage) -> None:
-        try:
-            interval = await stage.strategy.get_sleep_interval()
-            stage.answer(interval, self._clock(), self._poll_interval)
-        except Exception as error:
-            self._break(self._chain.blame(error, stage.strategy))
-            return
-        finally:
-            self._questions.pop(stage, None)
-        self.wake()
-
-    async def _tell_done(self) -> None:
-        for strategy in self._chain.foreigners():
-            try:
-                await strategy.on_task_done()
-            except Exception as error:
-                self._break(self._chain.blame(error, strategy))
-                return
-
-    # ---- waiting for ends -------------------------------------------------------------------
-
-    async def _change(self) -> None:
-        """Waits until a task ends, or everything breaks."""
-        future = asyncio.get_running_loop().create_future()
-        self._watchers.append(future)
-        try:
-            await future
-        finally:
-            if future in self._watchers:
-                self._watchers.remove(future)
-
-    def _look_around(self) -> None:
-        watchers, self._watchers = self._watchers, []
-        for future in watchers:
-            if not future.done():
-                future.set_result(None)
-
-    def _own_task(self) -> set[Task[Any]]:
-        """The task that calls, if it is one of ours: nobody can wait for himself."""
-        here = asyncio.current_task()
-        return {task for task in self._running if task._driver is here}
-
-    async def _finish_running(self, grace: float | None) -> None:
-        me = self._own_task()
-        cancels = 0
-        try:
-            while rest := self._running.keys() - me:
-                if grace is None:
-                    await self._change()
-                    continue
-                try:
-                    async with asyncio.timeout(grace if cancels == 0 else max(grace, 0.1)):
-                        while self._running.keys() - me:
-                            await self._change()
-                except TimeoutError:
-                    rest = self._running.keys() - me
-                    if cancels == STUBBORN:
-                        logger.error("left behind, after %d cancels: %s", cancels, list(rest))
-                        break
-                    cancels += 1
-                    for task in rest:
-                        task.cancel()
-        finally:
-            for question in tuple(self._questions.values()):
-                question.cancel()
-        if self._hooks:
-            await asyncio.wait(self._hooks, timeout=HOOKS_GRACE)
-            for hook in tuple(self._hooks):
-                hook.cancel()
-
-
-async def _keep(manager: weakref.ref[TaskManager]) -> None:
-    """Sleeps as long as the loop lives.
-
-    A loop that ends cancels what runs in it, and so frees slots: without a sign, the manager would
-    start the next tasks then. To be cancelled is that sign.
-    """
-    try:
-        await asyncio.get_running_loop().create_future()
-    finally:
-        alive = manager()
-        if alive is not None:
-            alive.loop_ends(asyncio.current_task())
