@@ -18,6 +18,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from async_task_manager._driver import Driver, expire, never_began
+from async_task_manager._room import Room
 from async_task_manager.errors import (
     DeadlineExceeded,
     InvalidState,
@@ -96,6 +97,9 @@ class Engine:
             ("succeeded", "failed", "cancelled", "expired", "rejected"), 0
         )
         self._context: Context | None = None
+        self._room: Room | None = None
+        self._on_end: list[Callable[[Task[Any]], None]] = []  # who keeps something of what ended
+        self._awaited: dict[Task[Any], dict[Task[Any], None]] = {}  # by running tasks
         self._coroutines: set[int] = set()
 
     # ---- the loop, and time -----------------------------------------------------------------
@@ -248,6 +252,8 @@ class Engine:
             return
         if chain.out:
             self._sweep()
+        if self._room is not None:
+            self._room.invite()
         if wake <= now:
             self._arm(inf)
             self.wake()
@@ -341,6 +347,8 @@ class Engine:
             self._break(self._chain.blame(error))
         if again:
             run.driver = None
+            if self._room is not None:
+                self._room.came_back(task)
         else:
             self._conclude(task, kind, value)
         if self._polls and not self._loop.is_closed():  # type: ignore[union-attr]  # it ran
@@ -369,6 +377,8 @@ class Engine:
         if task._run is None:
             task._progress().finished = self._clock()
         task._end(state, value)
+        for note in self._on_end:
+            note(task)
         if self._watchers and len(self._running) <= 1:
             # Whoever waits for all to end may be the last one's own work; before, none need look.
             self._look_around()
@@ -376,17 +386,28 @@ class Engine:
     def cancel(self, task: Task[Any]) -> bool:
         """Cancels one task, queued or running; False if it has ended."""
         if task._state == "queued":
-            self._chain.cancel(task, self._clock())
-            self._conclude(task, "cancelled", None)
+            self._drop(task, "cancelled", None)
             self.wake()
             return True
         driver = task._driver
         return driver is not None and driver.cancel()
 
+    def _drop(self, task: Task[Any], state: TaskState, error: Exception | None) -> None:
+        """A queued task ends without a start."""
+        self._chain.cancel(task, self._clock(), state)
+        self._conclude(task, state, error)
+        if self._room is not None:
+            self._room.invite()
+
     def settle(self, task: Task[Any], actual: Any) -> None:
         """The actual cost of a running task is known."""
-        self._chain.settle(task, actual, self._clock())
-        self.wake()
+        now = self._clock()
+        try:
+            self._chain.settle(task, actual, now)
+        except Exception as error:
+            self._break(self._chain.blame(error))
+        if not self._pumping:
+            self._look(now)
 
     def _sweep(self) -> None:
         """Tasks that the chain gave up on get their outcome."""
@@ -405,6 +426,8 @@ class Engine:
         for task in self._chain.clear(self._clock()):
             self._conclude(task, "rejected", error)
         self._sweep()
+        if self._room is not None:
+            self._room.invite(everyone=True)
         if self._runner is not None and not self._runner.done():
             self._runner.set_result(None)
         self._look_around()
@@ -447,6 +470,37 @@ class Engine:
         for future in watchers:
             if not future.done():
                 future.set_result(None)
+
+    def waits(self, task: Task[Any], other: Task[Any]) -> None:
+        """A running task waits for another one: warns where that can never end.
+
+        So it is if the other needs what only the end of a running task gives back, and all that
+        hold a part of it wait in the same way.
+        """
+        self._awaited.setdefault(task, {})[other] = None
+        if other._state != "queued" or task._state != "running":
+            return
+        place = self._chain.shared_limit(other, task, self._clock())
+        if place is None:
+            return
+        assert task._lane is not None
+        key = task._lane.keys[place]
+        holders = [t for t in self._running if t._lane.keys[place] == key]  # type: ignore[union-attr]
+        if all(any(o._state == "queued" for o in self._awaited.get(t, ())) for t in holders):
+            logger.warning(
+                "deadlock: %r waits for %r, which waits for its place in %s: await it after the "
+                "work, or give the two different limits",
+                task,
+                other,
+                self._chain.gated[place],
+            )
+
+    def waits_no_more(self, task: Task[Any], other: Task[Any]) -> None:
+        """The wait is over, in whatever way."""
+        awaited = self._awaited.get(task, {})
+        awaited.pop(other, None)
+        if not awaited:
+            self._awaited.pop(task, None)
 
     def _own_task(self) -> set[Task[Any]]:
         """The task that calls, if it is one of ours: nobody can wait for himself."""

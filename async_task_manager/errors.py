@@ -8,14 +8,16 @@
     ├── InvalidState (RuntimeError)       refused because of what has happened before
     │   ├── NotRunning                    needs a manager that was started
     │   ├── ManagerClosed                 the manager takes no more tasks
+    │   ├── QueueFull                     as many tasks are queued as ``max_queued`` allows
     │   └── StrategyInUse                 a strategy belongs to one chain, a chain to one manager
     ├── StrategyError (RuntimeError)      a strategy raised, or broke the contract; carries its name
     ├── TaskRejected                      a strategy refused the task for good; carries ``until``
+    ├── TaskDropped                       it had to leave a full queue
     ├── QueueTimeout (TimeoutError)       not started within ``queue_timeout``
     ├── DeadlineExceeded (TimeoutError)   not finished by ``deadline``
     ├── TaskTimeout (TimeoutError)        ran longer than ``run_timeout``
-    └── MissingExtra (ImportError)        an optional dependency isn't installed; says what to
-    install
+    ├── MissingExtra (ImportError)        an optional dependency isn't installed; says what to do
+    └── Deadlock (RuntimeError)           in `testing`: tasks wait, and nothing can ever wake one
 
 What the work itself raises reaches whoever waits unchanged; it never becomes one of these.
 """
@@ -30,9 +32,11 @@ __all__ = [
     "ManagerClosed",
     "MissingExtra",
     "NotRunning",
+    "QueueFull",
     "QueueTimeout",
     "StrategyError",
     "StrategyInUse",
+    "TaskDropped",
     "TaskManagerError",
     "TaskRejected",
     "TaskTimeout",
@@ -73,6 +77,10 @@ class ManagerClosed(InvalidState):
     """The manager was closed and takes no more tasks."""
 
 
+class QueueFull(InvalidState):
+    """As many tasks are queued as ``max_queued`` allows; ``await manager.put()`` waits for room."""
+
+
 class StrategyInUse(InvalidState):
     """The strategy belongs to another chain, or the chain to another manager.
 
@@ -88,12 +96,17 @@ class TaskRejected(TaskManagerError):
     """A strategy refused the task for good.
 
     Raised by ``ready_at`` of a limit that fails fast. In a router's branch it only closes
-    that branch until ``until`` (chain time in seconds; None: until something changes).
+    that branch until ``until``: chain time in seconds, later than now; None: until something
+    changes.
     """
 
     def __init__(self, message: str = "the task was rejected", until: float | None = None) -> None:
         super().__init__(message)
         self.until = until
+
+
+class TaskDropped(TaskManagerError):
+    """The queue was full, and the ``overflow`` policy chose this task to leave it."""
 
 
 class QueueTimeout(TaskManagerError, TimeoutError):

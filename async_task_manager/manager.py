@@ -6,54 +6,70 @@ import asyncio
 import concurrent.futures
 import threading
 from asyncio import _get_running_loop
+from collections import deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+)
 from contextvars import copy_context
-from dataclasses import dataclass, field
-from functools import partial
+from datetime import datetime, timedelta
+from functools import partial, wraps
 from types import CoroutineType, TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    ParamSpec,
+    TypedDict,
+    TypeVar,
+    overload,
+)
 
 from async_task_manager._driver import hand_over
 from async_task_manager._engine import Engine
-from async_task_manager._validate import number, optional
+from async_task_manager._overview import LimitStatus, QueueLengths, Stats, Status, TaskStatus
+from async_task_manager._room import OVERFLOW, Room
+from async_task_manager._validate import number, one_of, optional, whole
+from async_task_manager._ways_in import Turn, gathered, mapped
 from async_task_manager.errors import (
     InvalidState,
     InvalidType,
     ManagerClosed,
     NotRunning,
+    TaskDropped,
 )
 from async_task_manager.strategies.base import BaseStrategy
 from async_task_manager.strategies.time_based import instant_of
-from async_task_manager.task import (
-    Options,
-    Task,
-    Work,
-    discard,
-)
+from async_task_manager.task import Options, Task, Work, discard
 
 if TYPE_CHECKING:
-    from datetime import datetime, timedelta
     from typing import Self
 
+    from typing_extensions import Unpack
 
-__all__ = ["Stats", "TaskManager"]
+__all__ = ["TaskManager"]
 
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """What a manager has to do, does and has done."""
+P = ParamSpec("P")
+R = TypeVar("R")
 
-    queued: int
-    running: int
-    succeeded: int
-    failed: int
-    cancelled: int
-    expired: int
-    rejected: int
-    usage: dict[str, Any] = field(default_factory=dict)
-    """Per limit its `Usage`; for a router, per branch."""
+TIME_LIMITS = ("queue_timeout", "run_timeout", "deadline")
+
+
+class Limits(TypedDict, total=False):
+    """What `add_task` takes beside work and metadata."""
+
+    name: str | None
+    queue_timeout: float | None
+    run_timeout: float | None
+    deadline: float | datetime | timedelta | None
 
 
 class TaskManager(Engine):
@@ -65,17 +81,44 @@ class TaskManager(Engine):
         poll_interval: Seconds between questions to custom strategies that have to be polled and
             name no interval of their own. The built-in strategies are never polled.
 
+        autostart: Whether the first task that is added inside a running loop starts it.
+        max_queued: How many tasks may be queued, at least 1; None: any number.
+        overflow: What `add_task` does with one more: ``"raise"`` refuses it with `QueueFull`;
+            ``"drop_oldest"`` lets the one go that has been queued longest, ``"drop_lowest"`` the
+            one that the orders of the chain put last (the rank of a group doesn't count), be
+            it the new one: it ends with `TaskDropped`. `put` waits for room instead.
+        history: How many ended tasks are kept for `history` and `status`.
+
     ``async with TaskManager(...) as manager`` starts it, and on leaving waits until everything is
     done. By hand: ``run()``, or ``idle()`` and later ``stop()``.
 
     Raises:
-        InvalidValue, InvalidType: ``poll_interval`` is not a finite number above 0, or ``strategy``
-        is none.
+        InvalidValue, InvalidType: a parameter is out of range, or has the wrong type.
         StrategyInUse: the strategy belongs to another chain or manager.
     """
 
-    def __init__(self, strategy: BaseStrategy, poll_interval: float = 0.01) -> None:
-        super().__init__(strategy, number("poll_interval", poll_interval, above=0))
+    def __init__(
+        self,
+        strategy: BaseStrategy,
+        poll_interval: float = 0.01,
+        *,
+        autostart: bool = False,
+        max_queued: int | None = None,
+        overflow: Literal["raise", "drop_oldest", "drop_lowest"] = "raise",
+        history: int = 0,
+    ) -> None:
+        number("poll_interval", poll_interval, above=0)
+        optional(whole, "max_queued", max_queued, at_least=1)
+        one_of("overflow", overflow, OVERFLOW)
+        whole("history", history, at_least=0)
+        super().__init__(strategy, poll_interval)
+        self._autostart = autostart
+        self._by_id: dict[int, Task[Any]] | None = None
+        self._ended: deque[Task[Any]] = deque(maxlen=history)
+        if max_queued is not None:
+            self._room = Room(self._chain, max_queued, overflow)
+        if history:
+            self._on_end.append(self._ended.append)
 
     # ---- tasks in ---------------------------------------------------------------------------
 
@@ -107,26 +150,28 @@ class TaskManager(Engine):
             InvalidType, InvalidValue: bad work or metadata, whatever the strategies have against
             it.
             TaskTooLarge: it costs more than a limit can ever hold.
+            QueueFull: ``max_queued`` tasks are queued, and ``overflow`` is ``"raise"``.
             InvalidState: the coroutine was used or added already; another thread than the loop's
                 calls (use `add_task_threadsafe`); the loop is closed.
             ManagerClosed: the manager was closed.
         A coroutine that is refused is closed.
         """
+        own = work._work if isinstance(work, Task) else work
+        if type(own) is CoroutineType and id(own) in self._coroutines:
+            raise InvalidState(f"the coroutine {own!r} was added already; pass a new one")
         try:
+            if self._autostart:
+                self._start_if_due()
             if self._closed or (self._going and _get_running_loop() is not self._loop):
                 self._check_caller()
-            if isinstance(work, Task):
-                task = work
-            else:
-                if type(work) is CoroutineType and id(work) in self._coroutines:
-                    raise InvalidState(f"the coroutine {work!r} was added already; pass a new one")
-                task = Task(work, metadata)
+            task = work if isinstance(work, Task) else Task(work, metadata)
             now = self._clock()
             if not (name is None and queue_timeout is run_timeout is deadline is None):
                 task._options = self._options(name, queue_timeout, run_timeout, deadline, now)
+            if self._room is not None:
+                self._room.check()
         except BaseException:
-            if not (type(work) is CoroutineType and id(work) in self._coroutines):
-                discard(work)
+            discard(own)
             raise
         context = copy_context()
         if context == self._context:
@@ -142,11 +187,203 @@ class TaskManager(Engine):
         except BaseException:
             discard(task._work)
             raise
-        if type(work) is CoroutineType:
-            self._coroutines.add(id(work))
+        if type(own) is CoroutineType:
+            self._coroutines.add(id(own))
+        if self._by_id is not None:
+            self._by_id[task.id] = task
+        if self._room is not None:
+            self._make_room(self._room.came(task))
         if self._going and not self._pumping:
             self._look(now)
         return task
+
+    def _make_room(self, victim: Task[Any] | None) -> None:
+        if victim is not None:
+            error = TaskDropped(f"{victim.name} had to leave a full queue")
+            self._drop(victim, "rejected", error)
+
+    def add_tasks(
+        self,
+        works: Iterable[Work[T] | Task[T]],
+        metadata: dict[str, Any] | None = None,
+        **options: Unpack[Limits],
+    ) -> list[Task[T]]:
+        """`add_task` for each, with the same metadata and time limits: all of them or none.
+
+        Raises what `add_task` raises for the first that is refused.
+        """
+        works = list(works)
+        tasks: list[Task[T]] = []
+        try:
+            for work in works:
+                tasks.append(self.add_task(work, metadata, **options))  # noqa: PERF401  # kept
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            for work in works[len(tasks) + 1 :]:
+                discard(work)
+            raise
+        return tasks
+
+    async def put(
+        self,
+        work: Work[T] | Task[T],
+        metadata: dict[str, Any] | None = None,
+        **options: Unpack[Limits],
+    ) -> Task[T]:
+        """`add_task`, once fewer than ``max_queued`` tasks are queued; first come, first served.
+
+        Raises:
+            NotRunning: the manager was never started.
+            InvalidType, InvalidValue, TaskTooLarge, InvalidState, ManagerClosed: as `add_task`.
+        """
+        task = work if isinstance(work, Task) else Task(work, metadata)
+        try:
+            self._check_started("put()")
+            if self._room is not None:
+                await self._room.wait()
+        except BaseException:
+            discard(task._work)
+            raise
+        return self.add_task(task, **options)
+
+    def turn(self, *, name: str | None = "turn", **metadata: Any) -> Turn:
+        """A limiter around code in place: ``async with manager.turn(cost=1200) as task: ...``.
+
+        The body waits for its turn as a task with this metadata, and holds its permits until it is
+        left. Cancelling the task cancels the body; what the body raises is the task's
+        outcome, and the caller's error.
+
+        Args:
+            name: For people and logs.
+            metadata: What the strategies read; ``queue_timeout``, ``run_timeout`` and ``deadline``
+                are time limits, as for `add_task`.
+
+        Entering raises what `add_task` raises, or the outcome of a task whose turn never came; and
+            NotRunning: the manager was never started.
+            InvalidState: the chain retries, and a body cannot be repeated: use `wrap`.
+        """
+        options = {key: metadata.pop(key) for key in TIME_LIMITS if key in metadata}
+        return Turn(self, metadata, {"name": name, **options})
+
+    @overload
+    def wrap(self, fn: Callable[P, Awaitable[R]], /) -> Callable[P, Coroutine[Any, Any, R]]: ...
+    @overload
+    def wrap(
+        self,
+        fn: Callable[P, Awaitable[R]],
+        /,
+        *,
+        metadata: dict[str, Any] | Callable[P, dict[str, Any] | None] | None = None,
+        **options: Unpack[Limits],
+    ) -> Callable[P, Coroutine[Any, Any, R]]: ...
+    @overload
+    def wrap(
+        self,
+        *,
+        metadata: dict[str, Any] | Callable[..., dict[str, Any] | None] | None = None,
+        **options: Unpack[Limits],
+    ) -> Callable[[Callable[P, Awaitable[R]]], Callable[P, Coroutine[Any, Any, R]]]: ...
+    def wrap(  # type: ignore[misc]  # what the third overload lacks has a default
+        self, fn: Any = None, /, *, metadata: Any = None, **options: Unpack[Limits]
+    ) -> Any:
+        """The function, each call of which goes through the manager; also as a decorator.
+
+        A call that is cancelled cancels its task.
+
+        Args:
+            fn: An async function, or any callable that returns an awaitable.
+            metadata: For every call; or a function of the call's arguments that gives it.
+            options: As for `add_task`.
+
+        A call raises what `add_task` raises, or the task's outcome; and
+            NotRunning: the manager was never started.
+        """
+        if fn is None:
+            return partial(self.wrap, metadata=metadata, **options)
+        if not callable(fn):
+            raise InvalidType(f"wrap() needs an async function, not {fn!r}")
+        work: Any = fn
+
+        @wraps(work)
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            self._check_started(f"{work!r}, wrapped,")
+            given: Any = metadata(*args, **kwargs) if callable(metadata) else metadata
+            task = self.add_task(partial(work, *args, **kwargs), given, **options)
+            try:
+                return await task.wait()
+            except asyncio.CancelledError:
+                task.cancel()
+                raise
+
+        return call
+
+    def map(
+        self,
+        fn: Callable[[T], Awaitable[R]],
+        items: Iterable[T] | AsyncIterable[T],
+        *,
+        ordered: bool = False,
+        ahead: int = 1000,
+        metadata: dict[str, Any] | Callable[[T], dict[str, Any] | None] | None = None,
+    ) -> AsyncGenerator[R, None]:
+        """The results of ``fn(item)`` for every item, in bounded memory.
+
+        Args:
+            fn: An async function of one item.
+            items: Whatever can be iterated over, also asynchronously, also without end.
+            ordered: In the order of the items; else as they come.
+            ahead: How many items, at least 1, may be taken in and not given out yet.
+            metadata: For every task; or a function of the item that gives it.
+
+        The first error, of a task or of the items, ends the iteration: it is raised, and what was
+        taken in is cancelled; so it is when the iteration is left early.
+
+        Raises:
+            NotRunning: the manager was never started.
+            InvalidType, InvalidValue: ``fn`` isn't callable, there is nothing to iterate over.
+        """
+        self._check_started("map()")
+        if not callable(fn):
+            raise InvalidType(f"map() needs an async function, not {fn!r}")
+        if not isinstance(items, Iterable | AsyncIterable):
+            raise InvalidType(f"map() needs an iterable of items, sync or async, not {items!r}")
+        whole("ahead", ahead, at_least=1)
+        metadata_of = metadata if callable(metadata) else lambda _: metadata
+        return mapped(self, fn, items, ordered=ordered, ahead=ahead, metadata_of=metadata_of)
+
+    async def gather(
+        self,
+        *works: Work[Any] | Task[Any],
+        metadata: dict[str, Any] | None = None,
+        return_exceptions: bool = False,
+    ) -> list[Any]:
+        """The results of all works, in their order, like `asyncio.gather`.
+
+        The first error is raised at once, and the others go on; with ``return_exceptions`` errors
+        stand in the list. Cancelled, it cancels them all.
+
+        Raises what `add_tasks` raises; and
+            NotRunning: the manager was never started.
+        """
+        try:
+            self._check_started("gather()")
+        except NotRunning:
+            for work in works:
+                discard(work)
+            raise
+        return await gathered(self.add_tasks(works, metadata), return_exceptions)
+
+    def _check_started(self, what: str) -> None:
+        if self._autostart:
+            self._start_if_due()
+        if not self._started:
+            raise NotRunning(f"{what} waits for work to be done: start the manager with idle()")
+
+    def _start_if_due(self) -> None:
+        over = self._loop is not None and self._loop.is_closed()
+        if (over or not self._started) and not self._closed and _get_running_loop() is not None:
+            self._start_going()
 
     def add_task_threadsafe(
         self, work: Work[T], metadata: dict[str, Any] | None = None, **options: Any
@@ -270,8 +507,7 @@ class TaskManager(Engine):
             NotRunning: the manager was never started.
             StrategyError: a strategy raised or broke the contract.
         """
-        if not self._started:
-            raise NotRunning("join() waits for work to be done: start the manager with idle()")
+        self._check_started("join()")
         me = self._own_task()
         while self._chain.queued or self._running.keys() - me:
             if self._broken is not None:
@@ -318,6 +554,56 @@ class TaskManager(Engine):
             usage=self._chain.usage(self._clock()),
             **self._ends,
         )
+
+    def get_status(self) -> Status:
+        """How many tasks are queued, by level and key, and how much of each limit is in use.
+
+        O(queued).
+        """
+        now = self._clock()
+        limits = tuple(LimitStatus.of(self._chain, now, self.epoch))
+        return Status(self.queue_lengths(), len(self._running), limits)
+
+    def queue_lengths(self) -> QueueLengths:
+        """How many tasks are queued: in total, by priority level, by key. O(queued)."""
+        return QueueLengths.of(self._chain)
+
+    # ---- by id ------------------------------------------------------------------------------
+
+    def status(self, id: int) -> TaskStatus | None:
+        """The task with this id; None if there is none, or it has ended and is not in `history`."""
+        task = self._find(id)
+        if task is None:
+            task = next((ended for ended in self._ended if ended.id == id), None)
+        return None if task is None else TaskStatus.of(task)
+
+    def cancel(self, task: Task[Any] | int) -> bool:
+        """Cancels a task, queued or running, also by its id; False if it has ended, or is unknown.
+
+        See `Task.cancel`.
+        """
+        found = task if isinstance(task, Task) else self._find(task)
+        return found is not None and super().cancel(found)
+
+    @property
+    def history(self) -> tuple[Task[Any], ...]:
+        """The tasks that ended last, the latest last; as many as the parameter says."""
+        return tuple(self._ended)
+
+    def _find(self, id: int) -> Task[Any] | None:
+        """The queued or running task. O(tasks) the first time, from then on O(1)."""
+        if self._by_id is None:
+            self._by_id = {task.id: task for task in (*self._chain.tasks(), *self._running)}
+            self._on_end.append(self._forget)
+        found = self._by_id.get(id)
+        if found is None and self._chain.makes_tasks:
+            known = (*self._chain.tasks(), *self._running)
+            found = next((task for task in known if task.id == id), None)
+        return found
+
+    def _forget(self, task: Task[Any]) -> None:
+        assert self._by_id is not None
+        self._by_id.pop(task.id, None)
 
     def __repr__(self) -> str:
         return (

@@ -32,7 +32,7 @@ from typing_extensions import TypeVar
 
 from async_task_manager._validate import number
 from async_task_manager._watchers import Watchers, notify, resolve
-from async_task_manager.errors import InvalidState, InvalidType, StrategyError
+from async_task_manager.errors import InvalidState, InvalidType, StrategyError, TaskDropped
 
 if TYPE_CHECKING:
     from async_task_manager.strategies._lanes import Lane
@@ -123,6 +123,8 @@ class Host(Accounts, Protocol):
     def wake(self) -> None: ...
     def cancel(self, task: Task[Any]) -> bool: ...
     def settle(self, task: Task[Any], actual: Any) -> None: ...
+    def waits(self, task: Task[Any], other: Task[Any]) -> None: ...
+    def waits_no_more(self, task: Task[Any], other: Task[Any]) -> None: ...
 
 
 class Failure:
@@ -134,7 +136,8 @@ class Failure:
         self.error = error
         self.label = label
         self.traceback: TracebackType | None = error.__traceback__
-        self.retrieved = isinstance(error, StrategyError)  # the manager has logged that one
+        # The manager has logged the one; the other is no news to whoever chose to drop.
+        self.retrieved = isinstance(error, StrategyError | TaskDropped)
 
     def __del__(self) -> None:
         if not self.retrieved:
@@ -372,17 +375,27 @@ class Task(Generic[T_co]):
             QueueTimeout, DeadlineExceeded, TaskTimeout, TaskRejected, StrategyError: see errors.
         """
         if self._state not in DONE:
-            future = asyncio.get_running_loop().create_future()
-            waiters = self._watch().waiters
-            waiters[future] = None
-            try:
-                await future
-            finally:
-                waiters.pop(future, None)
+            await self._ends()
         try:
             return self.result()
         finally:
             del self  # as in `result`
+
+    async def _ends(self) -> None:
+        future = asyncio.get_running_loop().create_future()
+        waiters = self._watch().waiters
+        waiters[future] = None
+        host, caller = self._host(), _current.get(None)
+        if host is None or caller is None or caller._host() is not host:
+            caller = None
+        else:
+            host.waits(caller, self)
+        try:
+            await future
+        finally:
+            waiters.pop(future, None)
+            if caller is not None:
+                cast("Host", host).waits_no_more(caller, self)
 
     def __await__(self) -> Generator[Any, None, T_co]:
         return self.wait().__await__()
@@ -557,5 +570,7 @@ def check_awaitable(work: object) -> None:
 
 def discard(work: object) -> None:
     """Closes work that will never run, so that it does not warn that nobody awaited it."""
+    if isinstance(work, Task):
+        work = work._work
     if isinstance(work, Coroutine):
         work.close()

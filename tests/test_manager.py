@@ -1062,3 +1062,42 @@ async def test_waits_that_are_cancelled_as_the_end_comes() -> None:
     assert waiting.cancelled()
     assert await running == 10
     await manager.stop()
+
+
+async def test_a_strategy_that_fails_to_settle_breaks_the_manager_not_the_work() -> None:
+    class Fragile(SlidingWindowStrategy):
+        def settle(self, grant: Any, actual: Any, now: float) -> None:
+            raise RuntimeError("no")
+
+    async def work() -> str:
+        task = current_task()
+        assert task is not None
+        task.settle(3)
+        return "done"
+
+    manager = TaskManager(Fragile(5, 60, cost="tokens", default_cost=1))
+    await manager.idle()
+    task = manager.add_task(work)
+    assert await task == "done"
+    with pytest.raises(StrategyError, match="Fragile"):
+        await manager.join()
+
+
+async def test_a_slow_interval_is_asked_for_once_at_a_time() -> None:
+    class Slow(Polled):
+        asked = 0
+
+        async def get_sleep_interval(self) -> float:
+            self.asked += 1
+            await asyncio.sleep(5)
+            return 0.0
+
+    strategy = Slow()
+    manager = TaskManager(strategy)
+    await manager.idle()
+    for _ in range(3):
+        await asyncio.sleep(1)
+        manager.add_task(lambda: nap(1))
+    assert strategy.asked == 1
+    await manager.join()
+    await manager.stop()

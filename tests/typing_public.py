@@ -57,6 +57,34 @@ async def results_keep_their_types() -> None:
     assert_type(manager.stats().queued, int)
 
 
+async def ways_in_keep_types() -> None:
+    manager = TaskManager(ConcurrentLimitStrategy(1), autostart=True, max_queued=5, history=3)
+
+    @manager.wrap
+    async def double(x: int, *, plus: str = "") -> float:
+        return 2 * x + len(plus)
+
+    assert_type(await double(1, plus="a"), float)
+    await double("a")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+    @manager.wrap(metadata={"priority": "high"}, run_timeout=3)
+    async def half(x: int) -> float:
+        return x / 2
+
+    assert_type(await half(1), float)
+    assert_type(await manager.wrap(number, metadata=lambda of="": {"cost": len(of)})("a"), int)
+    async with manager.turn(cost=1200, priority="high") as turn:
+        assert_type(turn, Task[None])
+    async for length in manager.map(number, ["a", "b"], ordered=True):
+        assert_type(length, int)
+    assert_type(manager.add_tasks([number, number], name="several"), list[Task[int]])
+    assert_type(await manager.put(number, queue_timeout=3), Task[int])
+    assert_type(manager.cancel(7), bool)
+    status = manager.status(7)
+    assert_type(status.attempt if status is not None else 0, int)
+    assert_type(manager.queue_lengths().by_priority, dict[str, int])
+
+
 def takes_any_number(task: Task[int]) -> None: ...
 
 

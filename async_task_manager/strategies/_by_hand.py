@@ -74,3 +74,9 @@ class ByHand:
         chain = self._chain()
         assert chain is not None
         chain.settle(task, actual, self.time())
+
+    def waits(self, task: Task[Any], other: Task[Any]) -> None:
+        pass
+
+    def waits_no_more(self, task: Task[Any], other: Task[Any]) -> None:
+        pass

@@ -245,6 +245,10 @@ class Order(Role):
         """
         return 0
 
+    def label(self, task: Task) -> str | None:
+        """What people call the task's place in this order ("high"), for counts; None: nothing."""
+        return None
+
 
 class GroupOrder(Order):
     """Which first, by group: the rank belongs to the group and may change while tasks wait.
@@ -400,6 +404,10 @@ class Limit(Role):
     @abstractmethod
     def usage(self, key: Hashable, now: float) -> Usage:
         """How much is in use for this key."""
+
+    def keys(self) -> Iterable[Hashable]:
+        """The keys of which something is, or was lately, in use: for status."""
+        return ()
 
     def dump(self) -> Any:
         """The state as JSON-able data, so that the limit can survive a restart."""

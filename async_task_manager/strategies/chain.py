@@ -554,10 +554,10 @@ class Chain(BaseStrategy):
 
         self.dispatch.settle(task, actual_of, now)
 
-    def cancel(self, task: Task[Any], now: float) -> None:
+    def cancel(self, task: Task[Any], now: float, state: TaskState = "cancelled") -> None:
         """A queued task shall not run: it leaves whatever it waits for at once."""
         self.now = now
-        self._withdraw(task, "cancelled", now)
+        self._withdraw(task, state, now)
 
     def _withdraw(self, task: Task[Any], state: TaskState, now: float) -> None:
         """Takes a queued task out of wherever it waits."""
@@ -596,6 +596,11 @@ class Chain(BaseStrategy):
         if self._wall_bounds.heap:
             return True
         return self._by_wall and self.queued > 0
+
+    @property
+    def makes_tasks(self) -> bool:
+        """Whether tasks may appear that nobody added."""
+        return bool(self.sources) or self.foreign is not None
 
     def policy_changed(self, policy: Role, key: Hashable) -> None:
         """A policy says that its answers may differ from now on."""
@@ -664,6 +669,22 @@ class Chain(BaseStrategy):
                     yield branch.name, dict(self._usages(branch.limits, now))
             else:
                 yield repr(stage), stage.usage(None, now)
+
+    def shared_limit(self, queued: Task[Any], running: Task[Any], now: float) -> int | None:
+        """The place of a limit that only an end can open for the queued task, and of which the
+        running one holds a part; None if there is none.
+        """
+        assert queued._lane is not None
+        assert running._lane is not None
+        for i, limit in enumerate(self.gated):
+            key = queued._lane.keys[i]
+            if isinstance(limit, Limit) and running._lane.keys[i] == key:
+                try:
+                    if limit.ready_at(key, queued._costs[i], now) == inf:
+                        return i
+                except TaskManagerError:
+                    pass  # it opens by itself, or refuses
+        return None
 
     def blame(self, error: Exception, strategy: BaseStrategy | None = None) -> StrategyError:
         """The error of a strategy, with its name as far as the traceback tells it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -95,6 +95,10 @@ class ConcurrentLimitStrategy(Limit):
     def usage(self, key: Hashable, now: float) -> Usage:
         """The slots taken; only an end frees them."""
         return Usage(plain(self._used.get(key, 0)), plain(self._max))
+
+    def keys(self) -> Iterable[Hashable]:
+        """The keys that have state."""
+        return self._used
 
     def describe(self) -> str:
         """In words: "at most 5 tasks at once"."""

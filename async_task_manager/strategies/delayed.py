@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -133,6 +133,10 @@ class DelayedStrategy(Limit):
         """1 of 1 while the key is closed."""
         ready = self.ready_at(key, 0, now)
         return Usage(int(ready > now), 1, ready if now < ready < inf else None)
+
+    def keys(self) -> Iterable[Hashable]:
+        """The keys that have state."""
+        return self._paces
 
     def dump(self) -> Any:
         """The delays that have begun, by key; what runs is not in it."""

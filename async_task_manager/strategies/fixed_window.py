@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from fractions import Fraction
 from math import floor, inf
@@ -288,6 +288,10 @@ class FixedWindowStrategy(Limit):
         end = window.mark + self._shift
         used = window.used if now < end else 0
         return Usage(plain(used + window.pending), plain(self._max), end if used else None)
+
+    def keys(self) -> Iterable[Hashable]:
+        """The keys that have state."""
+        return self._windows
 
     def dump(self) -> Any:
         """The windows, by key; what has not started is not in it."""

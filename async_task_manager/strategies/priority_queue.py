@@ -70,12 +70,7 @@ class PriorityQueueStrategy(Order):
         has reached p + (t - a) / s. All waiting tasks gain at one speed, so that t is the
         same for each of them: they compare as p - a / s does, which is fixed.
         """
-        key = self._key
-        if isinstance(key, str):
-            metadata = task._metadata  # `.metadata` would make a dict for each task that has none
-            value = None if metadata is None else metadata.get(key)
-        else:
-            value = key(task)
+        value = self._given(task)
         if value is None:
             priority = self._default
         elif type(value) is int:
@@ -90,6 +85,19 @@ class PriorityQueueStrategy(Order):
             raise InvalidValue(
                 f"the priority of {task!r} must be below 1.8e308 with aging, not {value!r}"
             ) from None
+
+    def _given(self, task: Task) -> object:
+        key = self._key
+        if not isinstance(key, str):
+            return key(task)
+        metadata = task._metadata  # `.metadata` would make a dict for each task that has none
+        return None if metadata is None else metadata.get(key)
+
+    def label(self, task: Task) -> str:
+        """The name of the task's level, or its priority where that has none."""
+        value = self._given(task)
+        priority = self._default if value is None else self._number("", value)
+        return next((name for name, p in self._levels.items() if p == priority), str(priority))
 
     def _number(self, what: str, value: object) -> float:
         if not isinstance(value, str):

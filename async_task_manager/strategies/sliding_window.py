@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from itertools import accumulate
 from math import inf
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -264,6 +264,10 @@ class SlidingWindowStrategy(Limit):
         live = log.total - (log.sums[i - 1] if i > log.first else log.gone)
         frees_at = log.stamps[i] + span if i < len(log.stamps) else None
         return Usage(plain(live + log.pending), plain(self._max), frees_at)
+
+    def keys(self) -> Iterable[Hashable]:
+        """The keys that have state."""
+        return self._logs
 
     def dump(self) -> Any:
         """The starts, by key; what has not started is not in it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from async_task_manager._validate import exact, number
@@ -198,6 +198,10 @@ class TokenBucketStrategy(Limit):
         if bucket is None or full <= now:
             return Usage(0, plain(self._burst))
         return Usage((full - now) * self._rate, plain(self._burst), full)
+
+    def keys(self) -> Iterable[Hashable]:
+        """The keys that have state."""
+        return self._buckets
 
     def dump(self) -> Any:
         """The buckets, by key."""
