@@ -45,10 +45,10 @@ test-all:  ## the tests on each of Python 3.11, 3.12 and 3.13 that is present
 	printf '\n== ran on:%s; failed on:%s\n' "$${ran:- none}" "$${failed:- none}"; \
 	[ -n "$$ran" ] && [ -z "$$failed" ]
 
-bench: $(VENV)/.dev  ## the benchmark tables
+bench: $(VENV)/.bench  ## the benchmark tables
 	$(BIN)/python -m benchmarks
 
-bench-quick: $(VENV)/.dev  ## the same in a minute
+bench-quick: $(VENV)/.bench  ## the same in a minute
 	$(BIN)/python -m benchmarks --quick
 
 soak: $(VENV)/.dev  ## the tests that take long
@@ -121,6 +121,11 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/pip
 	$(call say,installing what the checks need)
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $(VENV)/.demo $@
+
+$(VENV)/.bench: pyproject.toml | $(BIN)/pip
+	$(call say,installing the peers that the benchmarks measure)
+	$(BIN)/pip install --quiet --editable '.[dev,bench]'
+	@touch $(VENV)/.demo $(VENV)/.dev $@
 
 $(BIN)/pip:
 	@command -v '$(PYTHON)' >/dev/null \

@@ -6,8 +6,9 @@ import argparse
 import sys
 import time
 
-from benchmarks.others import latency, limits, memory, moves, queues
-from benchmarks.report import Row, print_rows, write_rows
+from benchmarks.others import keys, latency, limits, memory, moves, queues, virtual
+from benchmarks.peers import peers
+from benchmarks.report import Row, draw, print_rows, write_rows
 from benchmarks.throughput import throughput
 
 GROUPS = {
@@ -16,7 +17,10 @@ GROUPS = {
     "limits": limits,
     "latency": latency,
     "queues": queues,
+    "keys": keys,
+    "virtual": virtual,
     "moves": moves,
+    "peers": peers,
 }
 
 
@@ -25,7 +29,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="in about a minute, less steady")
     parser.add_argument("--only", help=f"some of {', '.join(GROUPS)}, with commas")
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
+    parser.add_argument(
+        "--write", action="store_true", help="write them into the docs"
+    )
     arguments = parser.parse_args()
     chosen = arguments.only.split(",") if arguments.only else list(GROUPS)
     unknown = set(chosen) - GROUPS.keys()
@@ -40,6 +46,7 @@ def main() -> None:
     print_rows(rows)
     if arguments.write:
         write_rows(rows)
+        draw(rows)
 
 
 main()

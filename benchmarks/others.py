@@ -1,9 +1,10 @@
-"""Rows C to F and the moves: memory, exactness under real time, latency, queues."""
+"""Rows C to G, V and the moves: memory, exactness in real time, latency, queues, virtual time."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import time
 import tracemalloc
 from bisect import bisect_left
@@ -15,6 +16,8 @@ from async_task_manager import Chain, Task, TaskManager
 from async_task_manager.strategies import (
     BaseStrategy,
     ConcurrentLimitStrategy,
+    Limit,
+    PriorityQueueStrategy,
     Provider,
     ProviderRouterStrategy,
     SlidingWindowStrategy,
@@ -23,10 +26,11 @@ from async_task_manager.strategies import (
 from async_task_manager.strategies._dispatch import Dispatch
 from async_task_manager.strategies._lanes import Queue
 from async_task_manager.task import Outcome
+from async_task_manager.testing import run_virtual
 from benchmarks.report import Row
 from benchmarks.throughput import ours, slots, timed, trivial
 
-__all__ = ["latency", "limits", "memory", "moves", "queues"]
+__all__ = ["keys", "latency", "limits", "memory", "moves", "queues", "virtual"]
 
 
 def memory(quick: bool) -> list[Row]:
@@ -195,6 +199,67 @@ def queues(quick: bool) -> list[Row]:
         took = (time.perf_counter() - began) / depth * 1e6
         rows.append(Row("F", f"push + pop at {depth:.0e}, {name}", took, "µs", bar))
     return rows
+
+
+def keys(quick: bool) -> list[Row]:
+    """G: what the state of a key costs."""
+    n = 20_000 if quick else 100_000
+    rows = []
+    limits: list[tuple[str, Limit, float]] = [
+        ("concurrency", ConcurrentLimitStrategy(5, key="user"), 0.0),
+        ("bucket", TokenBucketStrategy(1, 5, key="user"), 100.0),
+    ]
+    outcome = Outcome("success", 0.0, 0.0)
+    for name, limit, later in limits:
+        users = [f"user {i}" for i in range(n)]  # the keys themselves are the caller's
+        gc.collect()
+        tracemalloc.start()
+        empty = tracemalloc.get_traced_memory()[0]
+        grants = [limit.acquire(user, 1, 0.0) for user in users]
+        held = len(grants) * (sys.getsizeof(grants[0]) if isinstance(grants[0], list) else 0)
+        full = tracemalloc.get_traced_memory()[0] - sys.getsizeof(grants) - held
+        for grant in grants:
+            limit.release(grant, outcome, 0.0)
+        del grants
+        for i in range(n):  # whoever comes later sweeps out what is idle
+            limit.release(limit.acquire(f"late {i % 2}", 1, later + i), outcome, later + i)
+        gc.collect()  # also empties Python's stocks of small objects
+        idle = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        began = time.perf_counter()
+        for user in users:
+            if limit.ready_at(user, 1, later + n) <= later + n:
+                limit.release(limit.acquire(user, 1, later + n), outcome, later + n)
+        took = (time.perf_counter() - began) / n * 1e6
+        rows += [
+            Row("G", f"{name}: µs per use of a key", took, "µs", 1.5),
+            Row("G", f"{name}: bytes per key", (full - empty) / n, "B", 130),
+            Row("G", f"{name}: bytes per key when idle again", max(0, idle - empty) / n, "B", 0.5),
+        ]
+    return rows
+
+
+def virtual(quick: bool) -> list[Row]:
+    """V: a day of a million tasks under virtual time."""
+    tasks, day = (100_000, 8_640.0) if quick else (1_000_000, 86_400.0)
+
+    async def live() -> int:
+        chain = Chain(
+            PriorityQueueStrategy(),
+            SlidingWindowStrategy(1_000, 60),
+            ConcurrentLimitStrategy(100),
+        )
+        async with TaskManager(chain) as manager:
+            for second in range(int(day)):
+                for i in range(tasks * second // int(day), tasks * (second + 1) // int(day)):
+                    manager.add_task(lambda: asyncio.sleep(2), {"priority": i % 3})
+                await asyncio.sleep(1)
+        return manager.stats().succeeded
+
+    began = time.perf_counter()
+    assert run_virtual(live()) == tasks
+    took = (time.perf_counter() - began) * 1_000_000 / tasks
+    return [Row("V", "a simulated day of 1e6 tasks through three policies", took, "s", 20)]
 
 
 def moves(quick: bool) -> list[Row]:

@@ -8,8 +8,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Row", "print_rows", "write_rows"]
+__all__ = ["Row", "draw", "print_rows", "write_rows"]
 
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "peers.svg"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 
@@ -65,3 +66,28 @@ def write_rows(rows: list[Row]) -> None:
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     PAGE.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + after)
+
+
+def draw(rows: list[Row]) -> None:
+    """The contest of the limiters as a picture in the documentation."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "peers"  # the same figures give the same file
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained", sharey=True)
+    for axis, suffix, title, bar in (
+        (axes[0], "/s: most in a second ÷ limit", "most starts in any second ÷ limit", 1.0),
+        (axes[1], "/s: CPU s per s", "CPU seconds per second", None),
+    ):
+        found = [row for row in rows[::-1] if row.name == "peers" and row.what.endswith(suffix)]
+        names = [row.what.rsplit(", ", 1)[0] for row in found]
+        ours = ["#2a6f97" if name == "async_task_manager" else "#b8c4cc" for name in names]
+        axis.barh(names, [row.value for row in found], color=ours)
+        axis.set_title(title, fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+        if bar is not None:
+            axis.axvline(bar, color="#c1121f", linewidth=1)
+    PICTURE.parent.mkdir(exist_ok=True)
+    figure.savefig(PICTURE, metadata={"Date": None})

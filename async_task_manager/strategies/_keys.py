@@ -27,24 +27,32 @@ __all__ = [
 
 S = TypeVar("S")
 
+ROOMY = 1024
+"""Keys for which a table is not worth making smaller."""
+
 
 class States(dict[Hashable, S]):
     """The states of a limit by key. `sweep` drops idle ones, a few at each operation."""
 
-    __slots__ = ("ring",)
+    __slots__ = ("high", "ring")
 
     ring: deque[Hashable]
     """The keys to look at next. The first key of a dict is O(n) away once its front was deleted."""
+    high: int
+    """How many keys the table has room for."""
 
     def __init__(self) -> None:
         super().__init__()
         self.ring = deque()
+        self.high = ROOMY
 
     def add(self, key: Hashable, state: S) -> S:
         """Gives a key that has none its state."""
         self[key] = state
         if key is not None:
             self.ring.append(key)
+            if len(self) > self.high:
+                self.high = 2 * len(self)
         return state
 
     def sweep(self, idle: Callable[[S, float], bool], now: float) -> None:
@@ -58,6 +66,15 @@ class States(dict[Hashable, S]):
                 ring.rotate(-1)
                 return
             del self[ring.popleft()]
+            if len(self) * 16 < self.high > ROOMY:
+                self._shrink()
+
+    def _shrink(self) -> None:
+        # A dict keeps the table that its keys once needed, until it is made anew.
+        left = dict(self)
+        self.clear()
+        self.update(left)
+        self.high = max(ROOMY, 2 * len(left))
 
 
 def too_large(limit: Limit, cost: Cost, parameter: str, capacity: Cost) -> TaskTooLarge:
