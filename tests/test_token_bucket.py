@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from collections.abc import Hashable
 from fractions import Fraction
 from math import inf, nextafter
@@ -387,3 +388,14 @@ def test_no_rate_and_no_burst_are_refused(name: str) -> None:
 def test_it_says_what_it_is(limit: TokenBucketStrategy, call: str, words: str) -> None:
     assert repr(limit) == call
     assert limit.describe() == words
+
+
+def test_a_table_that_held_many_keys_is_given_back() -> None:
+    limit = TokenBucketStrategy(1, 1, key="user")
+    for i in range(5_000):
+        limit.acquire(i, 1, 0.0)
+    table = sys.getsizeof(limit._buckets)
+    for i in range(6_000):
+        limit.acquire("one", 1, 10.0 + 2 * i)  # whoever comes sweeps out what is idle
+    assert len(limit._buckets) <= 2
+    assert sys.getsizeof(limit._buckets) < table / 20
