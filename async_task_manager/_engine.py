@@ -26,6 +26,7 @@ from async_task_manager.errors import (
     StrategyError,
     TaskTimeout,
 )
+from async_task_manager.events import Observers
 from async_task_manager.strategies.base import BaseStrategy, WallTime
 from async_task_manager.strategies.chain import Chain
 from async_task_manager.task import Options, Outcome, Run, Task, TaskState, execute, outcome_of
@@ -63,6 +64,7 @@ class Engine:
         self._chain = Chain.of(strategy)
         already = max(self._chain.now, self._chain.host.time())
         self._chain.hosted_by(self)
+        self._observers = self._chain.observers = Observers()
         self.epoch = 0.0
         """Epoch seconds at chain time 0."""
 
@@ -259,6 +261,8 @@ class Engine:
             self.wake()
         else:
             self._arm(wake)
+            if self._observers:
+                self._observers.turned(chain.dispatch.turned(), now)
         if self._polls:
             for stage in tuple(chain.asking()):
                 if stage not in self._questions:
@@ -316,6 +320,8 @@ class Engine:
         task._run.started = self._now = now  # type: ignore[union-attr]  # it was handed out
         if self._coroutines:
             self._coroutines.discard(id(task._work))
+        if self._observers:
+            self._observers.started(task, now)
         if self._stamps:
             try:
                 if self._chain.begun(task, now) and not self._pumping:
@@ -349,6 +355,8 @@ class Engine:
             run.driver = None
             if self._room is not None:
                 self._room.came_back(task)
+            if self._observers:
+                self._observers.retried(task, None if kind == "succeeded" else value, now)
         else:
             self._conclude(task, kind, value)
         if self._polls and not self._loop.is_closed():  # type: ignore[union-attr]  # it ran
@@ -376,6 +384,8 @@ class Engine:
         self._ends[state] += 1
         if task._run is None:
             task._progress().finished = self._clock()
+        if self._observers:  # before the end takes the task's context, and the name of its work
+            self._observers.concluded(task, state, value, self._now)
         task._end(state, value)
         for note in self._on_end:
             note(task)

@@ -42,6 +42,7 @@ from async_task_manager.errors import (
     NotRunning,
     TaskDropped,
 )
+from async_task_manager.events import Observer
 from async_task_manager.strategies.base import BaseStrategy
 from async_task_manager.strategies.time_based import instant_of
 from async_task_manager.task import Options, Task, Work, discard
@@ -567,6 +568,29 @@ class TaskManager(Engine):
     def queue_lengths(self) -> QueueLengths:
         """How many tasks are queued: in total, by priority level, by key. O(queued)."""
         return QueueLengths.of(self._chain)
+
+    def subscribe(self, observer: Observer) -> Callable[[], None]:
+        """Has ``observer(record)`` called for whatever happens from now on (see
+        `async_task_manager.events`); gives the function that ends it.
+
+        It is called at once, in the loop's thread, so it should be quick. One that raises is logged
+        and harms nothing.
+
+        Raises:
+            InvalidType: it isn't callable, or is an async function.
+        """
+        token = self._observers.add(observer)
+        if len(self._observers) == 1:
+            dispatch = self._chain.dispatch
+            dispatch.watch(True)
+            self._observers.turned(dispatch.turned(), self._clock())  # what is closed by now
+
+        def unsubscribe() -> None:
+            if self._observers.pop(token, None) is not None and not self._observers:
+                self._observers.forget()
+                self._chain.dispatch.watch(False)
+
+        return unsubscribe
 
     # ---- by id ------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from async_task_manager.strategies._lanes import Lane, Node
 from async_task_manager.strategies.base import ALL, Branch, GroupOrder, Limit, Router
 
 if TYPE_CHECKING:
+    from async_task_manager.events import Turn
     from async_task_manager.strategies.chain import Chain
     from async_task_manager.task import Outcome, Task
 
@@ -58,6 +59,8 @@ class Dispatch:
         self.calendar: Calendar[Node] = Calendar(_node_is_due)
         self.ready: list[tuple[Any, int, int, Lane]] = []
         self.dirty: dict[Node, None] = {}
+        self.touched: dict[Node, None] | None = None
+        """Nodes at which lanes began or ceased to wait, while somebody observes."""
         self.versions = count(1)
         """No two lanes ever have the same: entries of heaps compare, and lanes don't."""
         self.moves = 0
@@ -229,6 +232,8 @@ class Dispatch:
             nodes = node.gate.pins if isinstance(node.gate, RouterGate) else node.gate.nodes
             del nodes[node.key]
             node.due = inf
+            if self.touched is not None:
+                self.touched[node] = None
         elif node in lane.nodes and not isinstance(node.gate, RouterGate):
             instant = self.instant(node, lane, now)
             if instant <= now:
@@ -361,6 +366,8 @@ class Dispatch:
         lane.nodes = nodes
         for node in nodes:
             node.enter(lane)
+        if self.touched is not None:
+            self.touched.update(dict.fromkeys(nodes))
         for node, instant in zip(nodes, refusal.instants, strict=True):
             if instant is not None:  # nobody stands before it there
                 self.arm(node, instant, now)
@@ -468,6 +475,10 @@ class Dispatch:
         tasks = sorted(
             (task for lane in self.lanes.values() for task in lane), key=lambda task: task._seq
         )
+        if self.touched is not None:
+            for node in self.nodes():
+                node.heap.clear()  # nothing waits there, and others take their places
+                self.touched[node] = None
         for gate in self.gates:
             if isinstance(gate, RouterGate):
                 gate.pins.clear()
@@ -485,6 +496,27 @@ class Dispatch:
     def next_wake(self, now: float) -> float:
         """When the next pull may give something: now, an instant, or inf."""
         return now if self.ready or self.dirty else self.calendar.next()
+
+    # ---- what observers see -----------------------------------------------------------------
+
+    def nodes(self) -> Iterator[Node]:
+        for gate in self.gates:
+            yield from gate.all_nodes()
+
+    def watch(self, on: bool) -> None:
+        """Somebody observes from now on, or nobody."""
+        self.touched = dict.fromkeys(self.nodes()) if on else None
+
+    def turned(self) -> Iterator[Turn]:
+        """Limits for which tasks began or ceased to wait since this was last asked."""
+        touched, self.touched = self.touched, {}
+        for node in touched or ():
+            gate = node.gate
+            if isinstance(gate, Gate):
+                branch = gate.branch.name if gate.branch is not None else None
+                now_there = gate.nodes.get(node.key)  # nodes come and go with what waits
+                waits = now_there is not None and now_there.first() is not None
+                yield gate.limit, node.key, branch, now_there.due if waits else None  # type: ignore[union-attr]
 
     def waiting(self) -> Iterator[Task[Any]]:
         for lane in self.lanes.values():

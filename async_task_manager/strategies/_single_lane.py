@@ -12,6 +12,7 @@ from async_task_manager.strategies._lanes import Lane
 from async_task_manager.strategies.base import Limit
 
 if TYPE_CHECKING:
+    from async_task_manager.events import Turn
     from async_task_manager.strategies.chain import Chain
     from async_task_manager.task import Outcome, Task
 
@@ -173,6 +174,16 @@ class SingleLane:
 
     def next_wake(self, now: float) -> float:
         return self.wake if self.only.size else inf
+
+    def watch(self, on: bool) -> None:
+        """As `Dispatch.watch`: what is observed here can be told at any time."""
+
+    def turned(self) -> Iterator[Turn]:
+        """As `Dispatch.turned`: only the head waits, for one limit."""
+        head = self.only.peek()
+        closed = self.at if self.parked is head else 0
+        for i, limit in enumerate(self.limits):
+            yield limit, None, None, self.wake if head is not None and i == closed else None
 
     def waiting(self) -> Iterator[Task[Any]]:
         yield from self.only

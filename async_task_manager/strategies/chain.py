@@ -18,6 +18,7 @@ from async_task_manager.errors import (
     StrategyInUse,
     TaskManagerError,
 )
+from async_task_manager.events import Observers, Queued
 from async_task_manager.strategies._by_hand import ByHand
 from async_task_manager.strategies._calendar import Calendar
 from async_task_manager.strategies._dispatch import Dispatch
@@ -99,6 +100,8 @@ class Chain(BaseStrategy):
         """Tasks that were rejected or expired, for the host to finish."""
         self.queued = 0
         self.running = 0
+        self.observers: Observers | None = None
+        """Who observes the manager."""
         self._offset: float | None = None
         self._bounds: Calendar[_Bound] = Calendar(_matters)
         self._wall_bounds: Calendar[_Bound] = Calendar(_matters)
@@ -235,6 +238,8 @@ class Chain(BaseStrategy):
         if self._direct and task._options is None:
             self._accept(task, now)
             dispatch.join(task, now)
+            if self.observers:
+                self.observers.tell(Queued(now, task))
             return
         opens, opens_wall, closes = self._span(task, now)
         whole = self._whole
@@ -253,6 +258,8 @@ class Chain(BaseStrategy):
             self._close(task, bound, error)
         if whole is None:
             self._hold_or_join(task, opens, opens_wall, now)
+        if self.observers:
+            self.observers.tell(Queued(now, task))
 
     def _span(
         self, task: Task[Any], now: float
@@ -460,6 +467,8 @@ class Chain(BaseStrategy):
             self.out.append((task, error))
             return False
         self._accept(task, now)
+        if self.observers:
+            self.observers.tell(Queued(now, task))
         return True
 
     def _pull_foreign(self, stage: ForeignStage, now: float) -> Task[Any] | None:
