@@ -237,13 +237,13 @@ async def test_requests_go_through_and_limits_hold() -> None:
         FakeProvider("b", limits=["200 tokens/1s"], max_concurrent=2) as b,
     ):
         flow = config(
-            {"name": "a", "base_url": a.url, "limits": ["10/1s", "10/1s"], "slack": 0.2},
+            {"name": "a", "base_url": a.url, "limits": ["10/1s", "10/1s"], "slack": 0.5},
             {
                 "name": "b",
                 "base_url": b.url,
                 "limits": ["200 tokens/1s"],
                 "max_concurrent": 2,
-                "slack": 0.2,
+                "slack": 0.5,
             },
         )
         lines: list[dict[str, Any]] = [
