@@ -1083,6 +1083,22 @@ async def test_a_strategy_that_fails_to_settle_breaks_the_manager_not_the_work()
         await manager.join()
 
 
+async def test_settling_lets_others_start_though_the_manager_is_about_to_look_anyway() -> None:
+    manager = TaskManager(SlidingWindowStrategy(10, 60, cost="tokens"))
+    await manager.idle()
+
+    async def work() -> None:
+        manager.add_task(lambda: nap(1), {"cost": {"tokens": 8}})
+        task = current_task()
+        assert task is not None
+        task.settle(2)
+
+    manager.add_task(work, {"cost": {"tokens": 9}})
+    await manager.join()
+    assert now() == 1
+    await manager.stop()
+
+
 async def test_a_slow_interval_is_asked_for_once_at_a_time() -> None:
     class Slow(Polled):
         asked = 0
@@ -1098,6 +1114,8 @@ async def test_a_slow_interval_is_asked_for_once_at_a_time() -> None:
     for _ in range(3):
         await asyncio.sleep(1)
         manager.add_task(lambda: nap(1))
+        manager.resume()  # which looks around, though it was not paused
+    await asyncio.sleep(0)
     assert strategy.asked == 1
     await manager.join()
     await manager.stop()
