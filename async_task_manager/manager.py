@@ -165,7 +165,11 @@ class TaskManager(Engine):
                 self._start_if_due()
             if self._closed or (self._going and _get_running_loop() is not self._loop):
                 self._check_caller()
-            task = work if isinstance(work, Task) else Task(work, metadata)
+            task = (
+                self._made_by_hand(work, metadata)
+                if isinstance(work, Task)
+                else Task(work, metadata)
+            )
             now = self._clock()
             if not (name is None and queue_timeout is run_timeout is deadline is None):
                 task._options = self._options(name, queue_timeout, run_timeout, deadline, now)
@@ -196,6 +200,12 @@ class TaskManager(Engine):
             self._make_room(self._room.came(task))
         if self._going and not self._pumping:
             self._look(now)
+        return task
+
+    @staticmethod
+    def _made_by_hand(task: Task[T], metadata: object) -> Task[T]:
+        if metadata is not None:
+            raise InvalidType(f"{task!r} has metadata of its own: give it there, not here")
         return task
 
     def _make_room(self, victim: Task[Any] | None) -> None:
@@ -246,7 +256,7 @@ class TaskManager(Engine):
         except BaseException:
             discard(task._work)
             raise
-        return self.add_task(task, **options)
+        return self.add_task(task, metadata if task is work else None, **options)
 
     def turn(self, *, name: str | None = "turn", **metadata: Any) -> Turn:
         """A limiter around code in place: ``async with manager.turn(cost=1200) as task: ...``.
@@ -496,6 +506,9 @@ class TaskManager(Engine):
     async def close(self, grace: float | None = None) -> None:
         """`stop`, and cancels what is queued. The manager takes no more tasks."""
         self._closed = True
+        self._going = False
+        for task in self._chain.tasks():
+            task.cancel()  # before the wait: what runs may wait for one of them
         await self.stop(grace)
         for task in self._chain.tasks():
             task.cancel()

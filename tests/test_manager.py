@@ -1119,3 +1119,17 @@ async def test_a_slow_interval_is_asked_for_once_at_a_time() -> None:
     assert strategy.asked == 1
     await manager.join()
     await manager.stop()
+
+
+async def test_close_ends_though_what_runs_waits_for_what_is_queued() -> None:
+    manager = TaskManager(one())
+    await manager.idle()
+
+    async def outer() -> None:
+        await manager.add_task(nap)
+
+    task = manager.add_task(outer)
+    await asyncio.sleep(1)
+    await manager.close()
+    assert task.state == "cancelled"
+    assert now() == 1

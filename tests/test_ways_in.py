@@ -693,6 +693,17 @@ async def test_put_waits_for_room_in_the_order_of_the_calls() -> None:
     await manager.stop()
 
 
+async def test_a_task_made_by_hand_has_its_own_metadata() -> None:
+    manager = TaskManager(one())
+    await manager.idle()
+    with pytest.raises(InvalidType, match="metadata of its own"):
+        manager.add_task(Task(nap), {"priority": 1})
+    with pytest.raises(InvalidType, match="metadata of its own"):
+        await manager.put(Task(nap), {"priority": 1})
+    assert await (await manager.put(Task(lambda: nap(1), {"priority": 1}))) == 1
+    await manager.stop()
+
+
 async def test_a_put_that_is_cancelled_leaves_its_place_to_the_next() -> None:
     manager = TaskManager(one(), max_queued=1)
     await manager.idle()
