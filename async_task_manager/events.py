@@ -146,14 +146,19 @@ class Observers(dict[object, Observer]):
         super().__init__()
         self._untold: deque[Event] = deque()
         self._telling = False
-        self._closed: set[tuple[int, Hashable]] = set()
+        self._closed: dict[tuple[int, Hashable], StageClosed] = {}
 
     def add(self, observer: Observer) -> object:
-        """The token under which the observer is kept; one that was added twice is told twice."""
+        """The token under which the observer is kept; one that was added twice is told twice.
+
+        It hears at once what is closed, or it would hear of openings alone.
+        """
         if not callable(observer) or inspect.iscoroutinefunction(observer):
             raise InvalidType(f"an observer must be a plain callable(record), not {observer!r}")
         token = object()
         self[token] = observer
+        for record in tuple(self._closed.values()):
+            self._tell_one(observer, record)
         return token
 
     def forget(self) -> None:
@@ -208,18 +213,16 @@ class Observers(dict[object, Observer]):
 
     def turned(self, turns: Iterable[Turn], now: float) -> None:
         """Tells which of these limits closed or opened since they were last looked at."""
-        records: list[Event] = []
-        for limit, key, branch, until in turns:
+        for limit, key, branch, until in tuple(turns):
+            if not self:
+                return  # the last one left on hearing of the one before
             place = (id(limit), key)
             if until is None:
-                if place in self._closed:
-                    self._closed.remove(place)
-                    records.append(StageOpened(now, limit, key, branch))
+                if self._closed.pop(place, None) is not None:
+                    self.tell(StageOpened(now, limit, key, branch))
             elif until > now and place not in self._closed:
-                self._closed.add(place)
-                records.append(StageClosed(now, limit, key, branch, until))
-        for record in records:
-            self.tell(record)
+                closed = self._closed[place] = StageClosed(now, limit, key, branch, until)
+                self.tell(closed)
 
 
 def _duration(task: Task[Any], now: float) -> float | None:

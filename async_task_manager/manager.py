@@ -584,7 +584,8 @@ class TaskManager(Engine):
 
     def subscribe(self, observer: Observer) -> Callable[[], None]:
         """Has ``observer(record)`` called for whatever happens from now on (see
-        `async_task_manager.events`); gives the function that ends it.
+        `async_task_manager.events`); gives the function that ends it. Which limits tasks wait for
+        already, it hears first.
 
         It is called at once, in the loop's thread, so it should be quick. One that raises is logged
         and harms nothing.

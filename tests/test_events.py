@@ -530,6 +530,40 @@ async def test_who_comes_late_hears_what_is_closed_and_who_leaves_hears_no_more(
         ]
 
 
+async def test_whoever_joins_others_hears_first_what_is_closed() -> None:
+    manager, records = told(ConcurrentLimitStrategy(1))
+    late: list[Event] = []
+    async with manager:
+        manager.add_task(nap)
+        manager.add_task(nap)
+        await asyncio.sleep(0.5)
+        manager.subscribe(late.append)
+        assert late == [r for r in records if isinstance(r, StageClosed)]
+    assert [kind for kind, _, _ in stages(late)] == ["StageClosed", "StageOpened"]
+
+
+async def test_the_last_observer_may_leave_between_two_openings() -> None:
+    manager = TaskManager(ConcurrentLimitStrategy(1, key="user_id"))
+    records: list[Event] = []
+
+    def once(record: Event) -> None:
+        if isinstance(record, StageClosed):
+            records.append(record)
+            leave()
+
+    async with manager:
+        for user in "ab":
+            manager.add_task(nap, {"user_id": user})
+        await asyncio.sleep(0.5)
+        leave = manager.subscribe(once)
+        manager.add_task(nap, {"user_id": "a"})
+        manager.add_task(nap, {"user_id": "b"})
+        await asyncio.sleep(3)
+        assert len(records) == 1
+        manager.subscribe(records.append)
+        assert len(records) == 1  # what was closed then is open by now
+
+
 # ---- observers ----------------------------------------------------------------------------------
 
 

@@ -6,6 +6,8 @@ import asyncio
 import io
 import logging
 import sys
+from collections.abc import Iterable
+from math import inf
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ from async_task_manager.strategies import (
     ProviderRouterStrategy,
     RetryAt,
 )
+from async_task_manager.strategies.base import Source
 from async_task_manager.task import Outcome
 
 
@@ -151,6 +154,73 @@ async def test_spans_follow_the_caller() -> None:
     assert last.attributes["async_task_manager.task.provider"] == "P1"
 
 
+async def test_spans_of_tasks_that_never_ran_and_of_odd_errors() -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    manager = TaskManager(ConcurrentLimitStrategy(1))
+
+    class Silent(BaseException):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    async def odd() -> None:
+        await asyncio.sleep(1)
+        raise Silent
+
+    async with manager:
+        unseen = manager.add_task(nap)
+        await asyncio.sleep(0.5)
+        manager.subscribe(OtelObserver(tracer_provider=provider))
+        failing = manager.add_task(odd)
+        cancelled = manager.add_task(nap)
+        await asyncio.sleep(0.25)
+        cancelled.cancel()
+        with pytest.raises(Silent):
+            await failing
+    spans = {
+        span.attributes["messaging.message.id"]: span
+        for span in exporter.get_finished_spans()
+        if span.attributes is not None
+    }
+    settled = spans[str(cancelled.id)]
+    assert settled.name == "settle tasks"
+    assert settled.attributes is not None
+    assert settled.attributes["async_task_manager.task.waited"] == 0.25
+    assert settled.status.status_code is trace.StatusCode.UNSET  # it was wanted so
+    assert settled.start_time is not None
+    assert settled.end_time is not None
+    assert 0.25e9 <= settled.end_time - settled.start_time < 1e9
+    assert spans[str(failing.id)].status.description == "Silent"
+    # It was running already: of a span that begins in the middle nobody could tell its length.
+    assert str(unseen.id) not in spans
+
+
+async def test_a_task_that_a_strategy_brings_along_has_a_span_without_a_parent() -> None:
+    class Schedule(Source):
+        def next_due(self, now: float) -> float:
+            return inf if bad.done() or bad.state == "rejected" else 1.0
+
+        def emit(self, now: float) -> Iterable[Task]:
+            return [bad]
+
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    coroutine = nap()
+    bad = Task(coroutine)  # which could not be retried
+    manager = TaskManager(Chain(Schedule(), Again()))
+    manager.subscribe(OtelObserver(tracer_provider=provider))
+    await manager.idle()
+    with pytest.raises(InvalidType):
+        await bad
+    await manager.stop()
+    (span,) = exporter.get_finished_spans()
+    assert span.parent is None
+    assert span.attributes is not None
+    assert span.attributes["async_task_manager.task.state"] == "rejected"
+
+
 # ---- Prometheus ---------------------------------------------------------------------------------
 
 
@@ -180,6 +250,22 @@ async def test_metrics_count_what_happens() -> None:
     await manager.stop()
     assert value("tasks_added_total", job="other") == 1
     assert value("tasks_added_total", job="data 1") is None
+
+
+async def test_metrics_that_come_late_never_count_below_zero() -> None:
+    registry = CollectorRegistry()
+    manager = TaskManager(ConcurrentLimitStrategy(1))
+    manager.subscribe(lambda record: None)
+    labels = {"stage": "ConcurrentLimitStrategy", "branch": ""}
+    name = "async_task_manager_stages_closed"
+    async with manager:
+        for _ in range(3):
+            manager.add_task(nap)
+        await asyncio.sleep(0.5)
+        manager.subscribe(PrometheusObserver(registry))
+        assert registry.get_sample_value(name, labels) == 1
+    assert registry.get_sample_value(name, labels) == 0
+    assert registry.get_sample_value("async_task_manager_tasks_running") == 0
 
 
 def test_bad_parameters_of_the_metrics() -> None:

@@ -78,7 +78,8 @@ class OtelObserver:
         elif isinstance(record, Retried):
             self._end(record.task, "retried", record.error)
         elif isinstance(record, Finished):
-            if not self._end(record.task, record.state, record.error):
+            known = self._end(record.task, record.state, record.error)
+            if not known and record.duration is None:  # else it ran before anybody observed
                 self._settle(record.task, record.at, record.state, record.error)
         elif isinstance(record, Rejected | Expired):
             state = "rejected" if isinstance(record, Rejected) else "expired"
