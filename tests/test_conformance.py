@@ -152,6 +152,13 @@ class Forgets(SlidingWindowStrategy):
         self.__init__(self.max_requests, self.window_seconds)  # type: ignore[misc]
 
 
+class Deaf(SlidingWindowStrategy):
+    """Takes nothing back from its dump."""
+
+    def load(self, state: Any) -> None:
+        pass
+
+
 class Holds(Limit):
     """Never opens again after its first grant."""
 
@@ -178,6 +185,7 @@ class Holds(Limit):
         (NanRank, "sortable|NaN"),
         (FickleRank, "another rank"),
         (lambda: Forgets(2, 5.0), "dump and load"),
+        (lambda: Deaf(2, 5.0), "dump and load"),
         (Holds, "still wait"),
     ],
 )
