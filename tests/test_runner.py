@@ -213,6 +213,11 @@ def test_where_a_request_may_go(line: dict[str, Any], provider: str | None) -> N
         ({"url": "https://api.a.com.evil.com/v1"}, "not below"),
         ({"url": "https://off.com/"}, "not below"),
         ({"url": "http://b:8080/x", "provider": "a"}, "not below the base_url of provider 'a'"),
+        (
+            {"path": "../x", "cost": COST, "provider": "a"},
+            "path '../x' leaves the base_url of provider 'a'",
+        ),
+        ({"path": "/chat/../../x", "cost": COST, "provider": "a"}, "leaves the base_url"),
     ],
 )
 def test_where_a_request_may_not_go(line: dict[str, Any], says: str) -> None:

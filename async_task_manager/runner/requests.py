@@ -103,6 +103,8 @@ def provider_for(request: Request, config: FlowConfig) -> str | None:
                 raise ValueError(f"url {request.target!r} is not below the base_url of {whose}")
             name = providers[0].name
         for provider in providers:
+            if not request.full:
+                _check_path(request.target, provider)
             _check_units(request.metadata.get("cost"), provider)
     except ValueError as error:
         raise BadRequest(str(error), request.id) from None
@@ -262,6 +264,13 @@ def _called(name: str, config: FlowConfig) -> ProviderConfig:
             return provider
     known = [provider.name for provider in config.providers]
     raise ValueError(f"there is no provider {name!r}{meant(name, known)}")
+
+
+def _check_path(path: str, provider: ProviderConfig) -> None:
+    """With "..", a path would take the provider's headers to where they are not meant for."""
+    base = provider.base_url.rstrip("/")
+    if not _is_below(httpx.URL(f"{base}/{path}"), httpx.URL(base)):
+        raise ValueError(f"path {path!r} leaves the base_url of provider {provider.name!r}")
 
 
 def _is_below(target: httpx.URL, base: httpx.URL) -> bool:
