@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from async_task_manager.errors import InvalidType, InvalidValue
+from async_task_manager.errors import InvalidType, InvalidValue, TaskTooLarge
 from async_task_manager.strategies.delayed import DelayedStrategy
 from async_task_manager.task import Outcome, Task
 
@@ -246,3 +246,10 @@ def test_it_says_what_it_is(limit: DelayedStrategy, call: str, words: str) -> No
     assert repr(limit) == call
     assert limit.describe() == words
     assert limit.measure_from == ("start" if "start" in call else "completion")
+
+
+def test_a_delay_that_no_clock_could_count_is_refused() -> None:
+    limit = DelayedStrategy(2, cost="tokens")
+    limit.check(None, 1e6)
+    with pytest.raises(TaskTooLarge, match=r"1e\+12 s / delay_seconds"):
+        limit.check(None, 1.7e308)

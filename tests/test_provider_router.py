@@ -466,3 +466,16 @@ def test_repr_is_the_call() -> None:
     assert repr(some) == text
     assert repr(eval(text)) == text
     assert repr(router("P1")) == "ProviderRouterStrategy([Provider('P1')])"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"enabled": "no"}, "enabled of 'a' must be True or False, not 'no'"),
+        ({"limits": ConcurrentLimitStrategy(1)}, "limits of 'a' must be a list of limits"),
+        ({"limits": 3}, "limits of 'a' must be a list of limits, not 3"),
+    ],
+)
+def test_bad_parameters_of_a_provider(parameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidType, match=message):
+        Provider("a", **parameters)

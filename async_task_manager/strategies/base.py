@@ -437,9 +437,13 @@ class Branch:
     def __init__(self, name: str, limits: Iterable[Limit] = (), enabled: bool = True) -> None:
         if not isinstance(name, str) or not name:
             raise InvalidType(f"a branch's name must be a non-empty str, not {name!r}")
+        if not isinstance(limits, Iterable):
+            raise InvalidType(f"limits of {name!r} must be a list of limits, not {limits!r}")
+        if not isinstance(enabled, bool):
+            raise InvalidType(f"enabled of {name!r} must be True or False, not {enabled!r}")
         self.name = name
         self._limits = tuple(limits)
-        self._enabled = bool(enabled)
+        self._enabled = enabled
         self._router: weakref.ref[Router] | None = None
         for limit in self._limits:
             if not isinstance(limit, Limit):

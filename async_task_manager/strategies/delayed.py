@@ -14,6 +14,7 @@ from async_task_manager.strategies._keys import (
     plain,
     read_cost,
     read_key,
+    too_large,
     write_cost,
     write_key,
 )
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from async_task_manager.task import Outcome
 
 __all__ = ["DelayedStrategy"]
+
+
+LONGEST = 1e12
+"""Seconds; a delay of thirty thousand years is a mistake, and far longer ones no timer can take."""
 
 
 class _Pace:
@@ -90,6 +95,11 @@ class DelayedStrategy(Limit):
     def measure_from(self) -> str:
         """From "completion" or from "start"."""
         return "start" if self._from_start else "completion"
+
+    def check(self, key: Hashable, cost: Cost) -> None:
+        """Raises `TaskTooLarge` for a cost whose delay no clock could count."""
+        if cost * self._delay > LONGEST:
+            raise too_large(self, cost, f"{LONGEST:g} s / delay_seconds", LONGEST / self._delay)
 
     def ready_at(self, key: Hashable, cost: Cost, now: float) -> float:
         """The end of the delay; inf while only an event (a start, an end) can begin it."""
