@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 import weakref
+from asyncio import _get_running_loop
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from functools import partial
@@ -117,9 +118,22 @@ class Engine:
         self._going = self._started = True
         if self._keeper is None:
             self._keeper = loop.create_task(_keep(weakref.ref(self)))
+            # A loop may be closed over it. Typeshed doesn't know the flag, by which gather, too,
+            # keeps Python from complaining.
             self._keeper._log_destroy_pending = False  # type: ignore[attr-defined]
         self._check_wall()
         self.wake()
+
+    def _check_loop(self) -> None:
+        """Raises where the manager works in another loop than the one that runs here."""
+        loop, here = self._loop, _get_running_loop()
+        if loop is None or loop.is_closed() or not (self._going or self._running):
+            return
+        if here is not loop and (here is not None or threading.get_ident() != self._thread):
+            raise InvalidState(
+                "the manager works in another loop: call it there, from elsewhere through "
+                "loop.call_soon_threadsafe or asyncio.run_coroutine_threadsafe"
+            )
 
     def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
         old = self._loop
@@ -342,6 +356,8 @@ class Engine:
         run.finished = self._now = now
         if task._options is not None:
             kind, value = self._unlimit(task._options, kind, value)
+        if isinstance(value, KeyboardInterrupt | SystemExit):
+            self._ending = True  # it goes on through the loop, and ends that
         again = False
         try:
             if kind == "succeeded":
@@ -360,7 +376,7 @@ class Engine:
         else:
             self._conclude(task, kind, value)
         if self._polls and not self._loop.is_closed():  # type: ignore[union-attr]  # it ran
-            hook = self._loop.create_task(self._tell_done())  # type: ignore[union-attr]
+            hook = self._loop.create_task(self._tell_done())  # type: ignore[union-attr]  # as above
             self._hooks.add(hook)
             hook.add_done_callback(self._hooks.discard)
         if not self._pumping:
@@ -429,6 +445,8 @@ class Engine:
 
     def _break(self, error: StrategyError) -> None:
         """Nothing more is started; what has not started gets the error."""
+        if self._broken is not None:
+            return  # the first error is the one that is told
         logger.error("%s; nothing more is started", error, exc_info=error)
         self._broken = error
         self._going = False
@@ -448,7 +466,9 @@ class Engine:
         try:
             interval = await stage.strategy.get_sleep_interval()
             stage.answer(interval, self._clock(), self._poll_interval)
-        except Exception as error:
+        except BaseException as error:
+            if not self._is_at_fault(error):
+                raise
             self._break(self._chain.blame(error, stage.strategy))
             return
         finally:
@@ -459,9 +479,19 @@ class Engine:
         for strategy in self._chain.foreigners():
             try:
                 await strategy.on_task_done()
-            except Exception as error:
+            except BaseException as error:
+                if not self._is_at_fault(error):
+                    raise
                 self._break(self._chain.blame(error, strategy))
                 return
+
+    @staticmethod
+    def _is_at_fault(error: BaseException) -> bool:
+        """Whether the strategy raised this, rather than whoever ends the call, or the program."""
+        if isinstance(error, asyncio.CancelledError):
+            me = asyncio.current_task()
+            return me is not None and not me.cancelling()
+        return not isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
 
     # ---- waiting for ends -------------------------------------------------------------------
 
@@ -495,6 +525,7 @@ class Engine:
             return
         assert task._lane is not None
         key = task._lane.keys[place]
+        # Whatever runs was planned at intake, and has its lane since.
         holders = [t for t in self._running if t._lane.keys[place] == key]  # type: ignore[union-attr]
         if all(any(o._state == "queued" for o in self._awaited.get(t, ())) for t in holders):
             logger.warning(

@@ -9,15 +9,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from async_task_manager.strategies.base import Limit
-from async_task_manager.strategies.chain import Chain
+from async_task_manager.strategies.chain import MAX_KEYS, Chain
 
 if TYPE_CHECKING:
     from async_task_manager.task import Task, TaskState
 
 __all__ = ["LimitStatus", "QueueLengths", "Stats", "Status", "TaskStatus"]
-
-MAX_KEYS = 100
-"""Keys of one limit in a `Status`: it is for people, and there may be a million."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from collections.abc import (
     Coroutine,
     Iterable,
 )
+from contextlib import suppress
 from contextvars import copy_context
 from datetime import datetime, timedelta
 from functools import partial, wraps
@@ -227,7 +228,8 @@ class TaskManager(Engine):
         tasks: list[Task[T]] = []
         try:
             for work in works:
-                tasks.append(self.add_task(work, metadata, **options))  # noqa: PERF401  # kept
+                # One by one: after a refusal, what was taken in so far has to be known.
+                tasks.append(self.add_task(work, metadata, **options))  # noqa: PERF401
         except BaseException:
             for task in tasks:
                 task.cancel()
@@ -414,10 +416,14 @@ class TaskManager(Engine):
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
         def add() -> None:
+            if future.cancelled():
+                discard(work)
+                return
             try:
                 task = self.add_task(work, metadata, **options)
             except BaseException as error:
-                future.set_exception(error)
+                with suppress(concurrent.futures.InvalidStateError):  # cancelled just now
+                    future.set_exception(error)
                 return
             task.add_done_callback(partial(hand_over, future=future))
             future.add_done_callback(
@@ -493,6 +499,7 @@ class TaskManager(Engine):
         Called by one of the tasks, it doesn't wait for that one.
         """
         optional(number, "grace", grace, at_least=0)
+        self._check_loop()
         self._going = False
         self._disarm()
         if self._keeper is not None:
@@ -505,6 +512,8 @@ class TaskManager(Engine):
 
     async def close(self, grace: float | None = None) -> None:
         """`stop`, and cancels what is queued. The manager takes no more tasks."""
+        optional(number, "grace", grace, at_least=0)
+        self._check_loop()
         self._closed = True
         self._going = False
         for task in self._chain.tasks():
@@ -522,6 +531,7 @@ class TaskManager(Engine):
             StrategyError: a strategy raised or broke the contract.
         """
         self._check_started("join()")
+        self._check_loop()
         me = self._own_task()
         while self._chain.queued or self._running.keys() - me:
             if self._broken is not None:
@@ -532,11 +542,13 @@ class TaskManager(Engine):
 
     def pause(self) -> None:
         """Starts nothing more until `resume`; what runs goes on, and tasks can be added."""
+        self._check_loop()
         self._paused = True
         self._disarm()
 
     def resume(self) -> None:
         """Ends a `pause`."""
+        self._check_loop()
         self._paused = False
         self.wake()
 

@@ -469,7 +469,11 @@ class Task(Generic[T_co]):
             self._enter([])  # else a chain has handed it out, with its permits
         driver = asyncio.current_task()
         self._progress().driver = driver
-        await execute(self, host if host is not None else _Alone())
+        outside = _current.set(self)
+        try:
+            await execute(self, host if host is not None else _Alone())
+        finally:
+            _current.reset(outside)
         return self.result()
 
     @property
@@ -493,6 +497,7 @@ class Task(Generic[T_co]):
             run.driver = run.actual = None
         else:
             run.attempt += 1
+            run.actual = None
         run.grants = grants
         run.started = None
         return run

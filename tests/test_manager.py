@@ -39,11 +39,16 @@ from async_task_manager.strategies import (
     BaseStrategy,
     ConcurrentLimitStrategy,
     Feedback,
+    Limit,
     PriorityQueueStrategy,
+    Provider,
+    ProviderRouterStrategy,
     RetryAt,
     SlidingWindowStrategy,
     TimeBasedStrategy,
+    Usage,
 )
+from async_task_manager.task import Outcome
 from async_task_manager.testing import VirtualTimeLoop, run_virtual
 
 
@@ -1133,3 +1138,199 @@ async def test_close_ends_though_what_runs_waits_for_what_is_queued() -> None:
     await manager.close()
     assert task.state == "cancelled"
     assert now() == 1
+
+
+# ---- a limit that fails -------------------------------------------------------------------------
+
+
+class Bad(Limit):
+    """Admits everything, and raises once, where it is told."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+
+    def _raise(self, where: str) -> None:
+        if where == self.where:
+            self.where = ""
+            raise ValueError("boom")
+
+    def ready_at(self, key: Any, cost: Any, now: float) -> float:
+        return now
+
+    def acquire(self, key: Any, cost: Any, now: float) -> None:
+        self._raise("acquire")
+
+    def release(self, grant: Any, outcome: Outcome, now: float) -> None:
+        self._raise("release")
+
+    def usage(self, key: Any, now: float) -> Usage:
+        return Usage(0, 1)
+
+
+@pytest.mark.parametrize("shape", ["plain", "keyed", "routed"])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("where", ["acquire", "release"])
+async def test_a_limit_that_fails_leaks_nothing_and_leaves_nobody_waiting(
+    where: str, first: bool, shape: str
+) -> None:
+    bad = Bad(where)
+    slots = ConcurrentLimitStrategy(1, key="a" if shape == "keyed" else None)
+    window = SlidingWindowStrategy(5, 60)
+    stages = [bad, slots, window] if first else [slots, window, bad]
+    chain = (
+        Chain(ProviderRouterStrategy([Provider("P1", stages)]), ConcurrentLimitStrategy(9))
+        if shape == "routed"
+        else Chain(*stages)
+    )
+    manager = TaskManager(chain)
+    await manager.idle()
+    task, other = manager.add_task(lambda: nap(1)), manager.add_task(lambda: nap(1))
+    if where == "release":
+        assert await task == 1
+    for each in (task, other)[where == "release" :]:
+        with pytest.raises(StrategyError, match=r"Bad\(\)"):
+            await each
+    assert other.state == "rejected"
+    assert task.state == ("rejected" if where == "acquire" else "succeeded")
+    with pytest.raises(StrategyError):
+        await manager.join()
+    assert (manager.stats().queued, manager.stats().running) == (0, 0)
+    assert slots.usage(None, now()).used == 0
+    assert window.usage(None, now()).used == (0 if where == "acquire" else 1)
+    await manager.idle()
+    assert await manager.add_task(lambda: nap(2)) == 2
+    await manager.join()
+    await manager.stop()
+
+
+@pytest.mark.parametrize("answer", [RetryAt(float("nan")), RetryAt(float("inf")), 5])
+async def test_a_feedback_that_names_no_instant(answer: Any) -> None:
+    class Vague(Feedback):
+        def review(self, task: Task, outcome: Outcome, now: float) -> Any:
+            return answer
+
+        def __repr__(self) -> str:
+            return "Vague()"
+
+    manager = TaskManager(Vague())
+    await manager.idle()
+    assert await manager.add_task(lambda: nap(1)) == 1
+    with pytest.raises(StrategyError, match=r"Vague\(\): review must give"):
+        await manager.join()
+
+
+@pytest.mark.parametrize("hook", ["get_next_task", "get_sleep_interval", "on_task_done"])
+async def test_a_custom_strategy_that_is_cancelled_from_inside(
+    hook: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    strategy = Polled(0)
+
+    def give_up() -> Any:
+        raise asyncio.CancelledError
+
+    async def give_up_later() -> Any:
+        give_up()
+
+    setattr(strategy, hook, give_up if hook == "get_next_task" else give_up_later)
+    manager = TaskManager(strategy)
+    runner = asyncio.create_task(manager.run())
+    await asyncio.sleep(0)
+    tasks = [manager.add_task(lambda: nap(1)) for _ in range(3)]
+    with pytest.raises(StrategyError, match=r"Polled\(\)"):
+        await runner
+    await asyncio.wait([asyncio.ensure_future(task.wait()) for task in tasks], timeout=5)
+    assert all(task.done() for task in tasks)
+    assert len([r for r in caplog.records if "nothing more is started" in r.getMessage()]) == 1
+    for task in tasks:
+        task.exception()
+    await manager.stop()
+
+
+async def test_a_hook_that_is_under_way_is_cancelled_by_stop_without_blame() -> None:
+    class Slow(Polled):
+        async def on_task_done(self) -> None:
+            await asyncio.sleep(100)
+
+    manager = TaskManager(Slow(0))
+    await manager.idle()
+    await manager.add_task(lambda: nap(1))
+    await manager.stop()
+    await manager.join()
+    assert now() < 2
+
+
+@pytest.mark.real_time
+async def test_a_second_loop_is_refused_and_the_first_goes_on() -> None:
+    manager = TaskManager(one())
+    await manager.idle()
+    task = manager.add_task(lambda: asyncio.sleep(0.05, "done"))
+
+    async def elsewhere() -> None:
+        for call in (manager.join, manager.stop, manager.close):
+            with pytest.raises(InvalidState, match="another loop"):
+                await call()
+        for act in (manager.pause, manager.resume):
+            with pytest.raises(InvalidState, match="another loop"):
+                act()
+
+    await asyncio.to_thread(asyncio.run, elsewhere())
+    assert await task == "done"
+    await manager.stop()
+
+
+def test_an_interrupt_starts_nothing_more() -> None:
+    manager = TaskManager(one())
+    started = []
+
+    async def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    async def later() -> None:
+        started.append(now())
+
+    async def main() -> None:
+        await manager.idle()
+        manager.add_task(interrupted)
+        manager.add_task(later)
+        await asyncio.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(main())
+    assert started == []
+    assert manager.stats().queued == 1
+
+
+@pytest.mark.real_time
+async def test_a_thread_that_gives_up_before_its_task_was_added() -> None:
+    manager = TaskManager(one())
+    await manager.idle()
+    refused: Any = manager.add_task_threadsafe(3)  # type: ignore[arg-type]
+    coroutine = nap(1)
+    unwanted = manager.add_task_threadsafe(coroutine)
+    refused.cancel()
+    unwanted.cancel()
+    await asyncio.sleep(0.01)
+    assert manager.stats().queued == manager.stats().running == 0
+    with pytest.raises(RuntimeError, match="already awaited"):
+        coroutine.send(None)
+    await manager.stop()
+
+
+async def test_usage_tells_limits_with_one_name_apart_and_every_key() -> None:
+    chain = Chain(
+        ConcurrentLimitStrategy(3),
+        ConcurrentLimitStrategy(3),
+        ConcurrentLimitStrategy(2, key="user"),
+    )
+    manager = TaskManager(chain)
+    await manager.idle()
+    for user in ("ann", "ann", "bob"):
+        manager.add_task(lambda: nap(1), {"user": user})
+    await asyncio.sleep(0.5)
+    usage = manager.stats().usage
+    name = "ConcurrentLimitStrategy(3)"
+    assert [usage[name].used, usage[f"{name} #2"].used] == [3, 3]
+    keyed = usage[repr(chain.stages[2])]
+    assert {key: found.used for key, found in keyed.items()} == {"ann": 2, "bob": 1}
+    await manager.close(grace=0)

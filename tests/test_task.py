@@ -449,3 +449,12 @@ def test_a_failure_says_whose_it_was(caplog: pytest.LogCaptureFixture) -> None:
     run_virtual(main())
     gc.collect()
     assert "mute failed" in caplog.text
+
+
+async def test_whoever_runs_a_task_by_hand_is_not_inside_it_afterwards() -> None:
+    async def inner() -> None:
+        assert current_task() is task
+
+    task: Task[None] = Task(inner)
+    await task.run()
+    assert current_task() is None

@@ -101,7 +101,9 @@ class Dispatch:
         elif settled is not lane:
             lane = task._lane = settled  # made twice while neither had joined
         lane.push(task)
-        if lane.seq < 0 or lane.peek()._seq != lane.seq:  # type: ignore[union-attr]
+        head = lane.peek()
+        assert head is not None
+        if lane.seq < 0 or head._seq != lane.seq:
             self.look_anew(lane, now)
 
     def remove(self, task: Task[Any], now: float) -> None:
@@ -376,17 +378,28 @@ class Dispatch:
 
     def acquire(self, lane: Lane, task: Task[Any], way: dict[int, Branch], now: float) -> None:
         grants: list[Any] = []
+        try:
+            for gate, key, cost in zip(self.gates, lane.keys, task._costs, strict=True):
+                if isinstance(gate, Gate):
+                    grants.append(gate.limit.acquire(key, cost, now))
+                    continue
+                branch = way[gate.index]
+                inner: list[Any] = []
+                grants.append((branch, inner))
+                for limit, k, c in zip(branch.limits, key[1][branch], cost[branch], strict=True):
+                    inner.append(limit.acquire(k, c, now))
+        except Exception as error:
+            lane.pop()
+            self.look_anew(lane, now)
+            self.chain.undo(task, self.taken(grants), error, now)
         run = task._enter(grants)
-        for gate, key, cost in zip(self.gates, lane.keys, task._costs, strict=True):
-            if isinstance(gate, Gate):
-                grants.append(gate.limit.acquire(key, cost, now))
-                continue
-            branch = way[gate.index]
-            plan = zip(branch.limits, key[1][branch], cost[branch], strict=True)
-            grants.append((branch, [limit.acquire(k, c, now) for limit, k, c in plan]))
-            gate.router.took(branch, now)
-            gate.router.leave(key[0])
-            run.provider = branch.name
+        if self.routed:
+            for gate, key in zip(self.gates, lane.keys, strict=True):
+                if isinstance(gate, RouterGate):
+                    branch = way[gate.index]
+                    gate.router.took(branch, now)
+                    gate.router.leave(key[0])
+                    run.provider = branch.name
         lane.pop()
         self.leave(lane)
         lane.kept = None
@@ -395,6 +408,15 @@ class Dispatch:
         for (_, order), group in zip(self.group_orders, lane.groups, strict=True):
             order.leave(group, now)
         self.regroup(lane, now)
+
+    def taken(self, grants: list[Any]) -> Iterator[tuple[Limit, Any]]:
+        """The limits that have given a grant, where others have not yet."""
+        for gate, grant in zip(self.gates, grants, strict=False):
+            if isinstance(gate, Gate):
+                yield gate.limit, grant
+            else:
+                branch, inner = grant
+                yield from zip(branch.limits, inner, strict=False)
 
     def granted(self, task: Task[Any]) -> Iterator[tuple[Limit, Any, Node | None]]:
         """Every limit that the running task holds a grant of, with the node of its key."""
@@ -420,12 +442,18 @@ class Dispatch:
         return bool(self.dirty)
 
     def release(self, task: Task[Any], outcome: Outcome, now: float) -> None:
+        failed: Exception | None = None
         for limit, grant, node in self.granted(task):
-            limit.release(grant, outcome, now)
+            try:
+                limit.release(grant, outcome, now)
+            except Exception as error:
+                failed = error  # the others get theirs back all the same
             if node is not None:
                 self.dirty[node] = None
         assert task._lane is not None
         self.regroup(task._lane, now)
+        if failed is not None:
+            raise failed
 
     def settle(self, task: Task[Any], actual_of: Any, now: float) -> None:
         for limit, grant, node in self.granted(task):
@@ -515,8 +543,10 @@ class Dispatch:
             if isinstance(gate, Gate):
                 branch = gate.branch.name if gate.branch is not None else None
                 now_there = gate.nodes.get(node.key)  # nodes come and go with what waits
-                waits = now_there is not None and now_there.first() is not None
-                yield gate.limit, node.key, branch, now_there.due if waits else None  # type: ignore[union-attr]
+                if now_there is None or now_there.first() is None:
+                    yield gate.limit, node.key, branch, None
+                else:
+                    yield gate.limit, node.key, branch, now_there.due
 
     def waiting(self) -> Iterator[Task[Any]]:
         for lane in self.lanes.values():

@@ -107,6 +107,7 @@ class RouterGate:
     def node(self, pin: Hashable) -> Node:
         node = self.pins.get(pin)
         if node is None:
+            # Lanes wait there as at a limit's; whoever reads a limit off it looks first.
             node = self.pins[pin] = Node(self, pin)  # type: ignore[arg-type]
         return node
 

@@ -105,9 +105,12 @@ class SingleLane:
                 lane.pop()
             i = 0
             grants = []
-            for limit in limits:
-                grants.append(limit.acquire(None, costs[i], now))
-                i += 1  # noqa: SIM113  # enumerate makes this loop half as fast
+            try:
+                for limit in limits:
+                    grants.append(limit.acquire(None, costs[i], now))
+                    i += 1  # enumerate makes this loop half as fast
+            except Exception as error:
+                self.chain.undo(task, zip(limits, grants, strict=False), error, now)
             task._enter(grants)
             return task
         self.wake = inf
@@ -151,9 +154,15 @@ class SingleLane:
     def release(self, task: Task[Any], outcome: Outcome, now: float) -> None:
         grants = self.grants_of(task)
         i = 0
+        failed: Exception | None = None
         for limit in self.limits:
-            limit.release(grants[i], outcome, now)
+            try:
+                limit.release(grants[i], outcome, now)
+            except Exception as error:
+                failed = error  # the others get theirs back all the same
             i += 1  # noqa: SIM113  # as in `pull`
+        if failed is not None:
+            raise failed
         if self.only.size:
             self.look(now)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Hashable, Iterator
+from contextlib import suppress
+from itertools import islice
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from async_task_manager.errors import (
     DeadlineExceeded,
@@ -33,6 +35,7 @@ from async_task_manager.strategies.base import (
     Hold,
     Limit,
     Order,
+    RetryAt,
     Role,
     Router,
     Source,
@@ -50,6 +53,10 @@ __all__ = ["Chain"]
 MAX_BOUNDS = 256
 """Tasks that expire, or whose time has come, in one pull: 100,000 at once must not stall the loop.
 """
+
+
+MAX_KEYS = 100
+"""Keys of one limit whose usage is told: it is for people, and there may be a million."""
 
 
 class Chain(BaseStrategy):
@@ -409,9 +416,9 @@ class Chain(BaseStrategy):
                 task = self.dispatch.pull(now)
             else:
                 task = self._pull_foreign(self.foreign, now)
-        except StrategyError:
+        except (StrategyError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception as error:
+        except BaseException as error:  # a CancelledError, too: it would pass for one of the loop
             raise self.blame(error) from error
         if task is not None:
             self.queued -= 1
@@ -521,7 +528,7 @@ class Chain(BaseStrategy):
         if not self.feedbacks:
             return False
         instants = [
-            answer.instant
+            instant_of_retry(feedback, answer)
             for feedback in self.feedbacks
             if (answer := feedback.review(task, outcome, now)) is not None
         ]
@@ -587,6 +594,20 @@ class Chain(BaseStrategy):
         self._leave(task, now)
         task._state = "rejected"
         self.out.append((task, error))
+
+    def undo(
+        self, task: Task[Any], taken: Iterable[tuple[Limit, Any]], error: Exception, now: float
+    ) -> NoReturn:
+        """Called by the dispatch: a limit raised instead of granting. The others get back what they
+        granted; the task, which it has taken out, gets the error.
+        """
+        never_ran = Outcome("cancelled", None, now)
+        for limit, grant in taken:
+            with suppress(Exception):  # one error is told
+                limit.release(grant, never_ran, now)
+        blamed = self.blame(error)
+        self.reject(task, blamed, now)
+        raise blamed from error
 
     # ---- what changes from outside ----------------------------------------------------------
 
@@ -664,20 +685,30 @@ class Chain(BaseStrategy):
     # ---- what people ask --------------------------------------------------------------------
 
     def usage(self, now: float) -> dict[str, Any]:
-        """Per limit its `Usage`, of a keyed one that of tasks without a key; per branch of a router
-        one such dict.
+        """Per limit its `Usage`; per limit with a key one for each key, of the first hundred that
+        are in use; per branch of a router a dict of these. Namesakes are numbered.
         """
-        return dict(self._usages(self.gated, now))
+        return self._usages(self.gated, now)
 
     def _usages(
         self, stages: Iterable[Limit | Router], now: float
-    ) -> Iterator[tuple[str, Usage | dict[Any, Any]]]:
+    ) -> dict[str, Usage | dict[Any, Any]]:
+        found: dict[str, Usage | dict[Any, Any]] = {}
+
+        def put(name: str, usage: Usage | dict[Any, Any]) -> None:
+            number = sum(other == name or other.startswith(f"{name} #") for other in found)
+            found[f"{name} #{number + 1}" if number else name] = usage
+
         for stage in stages:
             if isinstance(stage, Router):
                 for branch in stage.all_branches(None):
-                    yield branch.name, dict(self._usages(branch.limits, now))
+                    put(branch.name, self._usages(branch.limits, now))
+            elif stage.key is None:
+                put(repr(stage), stage.usage(None, now))
             else:
-                yield repr(stage), stage.usage(None, now)
+                keys = islice(stage.keys(), MAX_KEYS)
+                put(repr(stage), {key: stage.usage(key, now) for key in keys})
+        return found
 
     def shared_limit(self, queued: Task[Any], running: Task[Any], now: float) -> int | None:
         """The place of a limit that only an end can open for the queued task, and of which the
@@ -695,7 +726,7 @@ class Chain(BaseStrategy):
                     pass  # it opens by itself, or refuses
         return None
 
-    def blame(self, error: Exception, strategy: BaseStrategy | None = None) -> StrategyError:
+    def blame(self, error: BaseException, strategy: BaseStrategy | None = None) -> StrategyError:
         """The error of a strategy, with its name as far as the traceback tells it."""
         if isinstance(error, StrategyError):
             return error
@@ -793,6 +824,15 @@ def unrepeatable(task: Task[Any]) -> InvalidType:
         f"{task!r} cannot be retried, since a coroutine runs once: pass a callable, "
         "add_task(lambda: work(...)), not add_task(work(...))"
     )
+
+
+def instant_of_retry(feedback: Feedback, answer: object) -> float:
+    """When a feedback wants the task to run again; StrategyError where it names no instant."""
+    if not isinstance(answer, RetryAt) or not answer.instant < inf:  # NaN isn't, either
+        raise StrategyError(
+            f"{feedback!r}: review must give None, or RetryAt with a finite instant, not {answer!r}"
+        )
+    return answer.instant
 
 
 def _groups(task: Task[Any]) -> tuple[Hashable, ...]:
