@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextvars import Context, copy_context
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from async_task_manager._driver import Driver, expire, never_began
 from async_task_manager._room import Room
@@ -59,6 +59,9 @@ STUBBORN = 3
 
 class Engine:
     """Starts what a chain gives, keeps the accounts of what runs, and sleeps meanwhile."""
+
+    _coroutines: ClassVar[set[int]] = set()
+    """Those that wait in any manager: a second one must not take them, either."""
 
     def __init__(self, strategy: BaseStrategy, poll_interval: float) -> None:
         self._poll_interval = poll_interval
@@ -103,7 +106,6 @@ class Engine:
         self._room: Room | None = None
         self._on_end: list[Callable[[Task[Any]], None]] = []  # who keeps something of what ended
         self._awaited: dict[Task[Any], dict[Task[Any], None]] = {}  # by running tasks
-        self._coroutines: set[int] = set()
 
     # ---- the loop, and time -----------------------------------------------------------------
 

@@ -662,7 +662,9 @@ class TaskManager(Engine):
         )
 
     def __del__(self) -> None:
-        # Nobody can await what is queued here any more; Python must not complain that nobody did.
+        # Nobody will run what is queued here: whoever waits for it hears so, and Python must not
+        # complain that nobody awaited it.
         if hasattr(self, "_ends"):
             for task in self._chain.tasks():
-                discard(task._work)
+                self._chain.cancel(task, self._now)
+                self._conclude(task, "cancelled", None)

@@ -387,7 +387,7 @@ class Task(Generic[T_co]):
         waiters[future] = None
         host, caller = self._host(), _current.get(None)
         if host is None or caller is None or caller._host() is not host:
-            caller = None
+            caller = host = None  # whoever only waits must not keep the manager alive
         else:
             host.waits(caller, self)
         try:

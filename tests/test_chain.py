@@ -1416,3 +1416,12 @@ def test_the_name_of_a_strategy_that_raises() -> None:
         chain.pull(0.0)
     assert isinstance(told.value.__cause__, ZeroDivisionError)
     assert chain.blame(told.value) is told.value
+
+
+def test_an_interrupt_inside_a_custom_strategy_is_no_error_of_its_own() -> None:
+    class Interrupted(Polled):
+        def get_next_task(self) -> Task | None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Chain(Interrupted(), ConcurrentLimitStrategy(1)).get_next_task()

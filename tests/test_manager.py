@@ -1334,3 +1334,57 @@ async def test_usage_tells_limits_with_one_name_apart_and_every_key() -> None:
     keyed = usage[repr(chain.stages[2])]
     assert {key: found.used for key, found in keyed.items()} == {"ann": 2, "bob": 1}
     await manager.close(grace=0)
+
+
+async def test_a_coroutine_belongs_to_one_manager() -> None:
+    first, second = TaskManager(one()), TaskManager(one())
+    coroutine = nap(1)
+    task = first.add_task(coroutine)
+    with pytest.raises(InvalidState, match="added already"):
+        second.add_task(coroutine)
+    await first.idle()
+    assert await task == 1
+    await first.stop()
+
+
+async def test_a_manager_that_is_dropped_tells_whoever_waits() -> None:
+    manager = TaskManager(one())
+    waiting = asyncio.create_task(manager.add_task(nap).wait())
+    await asyncio.sleep(0)
+    del manager
+    gc.collect()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def test_the_next_attempt_starts_without_the_cost_of_the_one_before() -> None:
+    costs = []
+
+    class Twice(Feedback):
+        def review(self, task: Task, outcome: Outcome, now: float) -> RetryAt | None:
+            costs.append(outcome.cost)
+            return RetryAt(now) if task.attempt < 2 else None
+
+    async def work() -> None:
+        task = current_task()
+        assert task is not None
+        if task.attempt == 1:
+            task.settle(70)
+
+    manager = TaskManager(Twice())
+    await manager.idle()
+    await manager.add_task(work)
+    assert costs == [70, None]
+    await manager.stop()
+
+
+async def test_a_custom_strategy_is_named_whatever_it_calls_itself() -> None:
+    class Odd(Polled):
+        def get_next_task(this) -> Task | None:  # noqa: N805
+            raise KeyError("x")
+
+    manager = TaskManager(Chain(Odd(), one()))
+    await manager.idle()
+    with pytest.raises(StrategyError, match=r"^Polled\(\) raised KeyError"):
+        await manager.add_task(lambda: nap(1))
+    await manager.stop()

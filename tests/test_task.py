@@ -124,7 +124,8 @@ def test_names() -> None:
     future: Any = asyncio.Future(loop=asyncio.new_event_loop())
     assert Task(future).name.startswith("task-")
     future.get_loop().close()
-    task = TaskManager(ConcurrentLimitStrategy(1)).add_task(give, name="mine")
+    manager = TaskManager(ConcurrentLimitStrategy(1))
+    task = manager.add_task(give, name="mine")
     assert task.name == "mine"
     assert "mine queued" in repr(task)
 

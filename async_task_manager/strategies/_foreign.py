@@ -54,7 +54,7 @@ class ForeignStage:
             fed = self._hungry() and self._feed(now)
             if self.asking or not fed:
                 return None
-        task = self.strategy.get_next_task()
+        task = self._call(self.strategy.get_next_task)
         self.asking, self.due = True, inf
         self._gave, self._fed = task is not None, False
         if task is None:
@@ -90,9 +90,18 @@ class ForeignStage:
         if task is None:
             return False
         self.inside[task] = self
-        self.strategy.add_task(task)
+        self._call(self.strategy.add_task, task)
         self._fed = True
         return True
+
+    def _call(self, method: Callable[..., Any], *args: Any) -> Any:
+        """What the strategy answers; whatever it raises instead is an error that names it."""
+        try:
+            return method(*args)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a CancelledError, too: it would pass for one of the loop
+            raise StrategyError(f"{self.strategy!r} raised {error!r}") from error
 
     def _vetted(self, given: Task[Any] | None, now: float) -> Task[Any] | None:
         """What came out, if it is to go on: tasks that were cancelled in there are passed over."""
