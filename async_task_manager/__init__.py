@@ -1,15 +1,18 @@
 """Work that must respect limits: a chain of small policies decides when each task starts."""
 
 from async_task_manager.errors import (
+    CircuitOpen,
     DeadlineExceeded,
     InvalidState,
     InvalidType,
     InvalidValue,
     ManagerClosed,
     MissingExtra,
+    NonRetryable,
     NotRunning,
     QueueFull,
     QueueTimeout,
+    RateLimited,
     StrategyError,
     StrategyInUse,
     TaskDropped,
@@ -25,15 +28,18 @@ from async_task_manager.task import Task, current_task
 
 __all__ = [
     "Chain",
+    "CircuitOpen",
     "DeadlineExceeded",
     "InvalidState",
     "InvalidType",
     "InvalidValue",
     "ManagerClosed",
     "MissingExtra",
+    "NonRetryable",
     "NotRunning",
     "QueueFull",
     "QueueTimeout",
+    "RateLimited",
     "StrategyError",
     "StrategyInUse",
     "Task",

@@ -12,28 +12,39 @@
     │   └── StrategyInUse                 a strategy belongs to one chain, a chain to one manager
     ├── StrategyError (RuntimeError)      a strategy raised, or broke the contract; carries its name
     ├── TaskRejected                      a strategy refused the task for good; carries ``until``
+    │   └── CircuitOpen                   a circuit breaker is open
     ├── TaskDropped                       it had to leave a full queue
     ├── QueueTimeout (TimeoutError)       not started within ``queue_timeout``
     ├── DeadlineExceeded (TimeoutError)   not finished by ``deadline``
     ├── TaskTimeout (TimeoutError)        ran longer than ``run_timeout``
     ├── MissingExtra (ImportError)        an optional dependency isn't installed; says what to do
-    └── Deadlock (RuntimeError)           in `testing`: tasks wait, and nothing can ever wake one
+    ├── Deadlock (RuntimeError)           in `testing`: tasks wait, and nothing can ever wake one
+    │
+    │   raised by the work, to tell the strategies what happened:
+    ├── RateLimited                       a server said "too many requests"; carries ``retry_after``
+    └── NonRetryable                      another attempt would fail as well: don't retry
 
 What the work itself raises reaches whoever waits unchanged; it never becomes one of these.
 """
 
 from __future__ import annotations
 
+from datetime import datetime
+from math import inf
+
 __all__ = [
+    "CircuitOpen",
     "DeadlineExceeded",
     "InvalidState",
     "InvalidType",
     "InvalidValue",
     "ManagerClosed",
     "MissingExtra",
+    "NonRetryable",
     "NotRunning",
     "QueueFull",
     "QueueTimeout",
+    "RateLimited",
     "StrategyError",
     "StrategyInUse",
     "TaskDropped",
@@ -105,6 +116,15 @@ class TaskRejected(TaskManagerError):
         self.until = until
 
 
+class CircuitOpen(TaskRejected):
+    """A circuit breaker is open, and refuses at once; ``until``: chain time of its next probe."""
+
+    def __init__(
+        self, message: str = "the circuit breaker is open", until: float | None = None
+    ) -> None:
+        super().__init__(message, until)
+
+
 class TaskDropped(TaskManagerError):
     """The queue was full, and the ``overflow`` policy chose this task to leave it."""
 
@@ -129,3 +149,50 @@ class MissingExtra(TaskManagerError, ImportError):
     def __init__(self, extra: str, missing: str) -> None:
         super().__init__(f"{missing} is missing: pip install 'async-task-manager[{extra}]'")
         self.extra = extra
+
+
+class RateLimited(TaskManagerError):
+    """The work was told to slow down, as by HTTP 429; to be raised by the work itself.
+
+    A `RetryStrategy` runs the task again, a `CooldownStrategy` pauses its key.
+
+    Args:
+        message: For people.
+        retry_after: Until when nothing should be sent: seconds from now (at least 0, finite), or
+            an aware datetime; None: the server didn't say.
+
+    Raises:
+        InvalidValue: seconds are negative, NaN or infinite, or the datetime is naive.
+        InvalidType: it is something else.
+    """
+
+    def __init__(
+        self,
+        message: str = "too many requests",
+        *,
+        retry_after: float | datetime | None = None,
+    ) -> None:
+        super().__init__(message)
+        if isinstance(retry_after, datetime):
+            if retry_after.utcoffset() is None:
+                raise InvalidValue(
+                    f"retry_after must be aware: {retry_after!r} doesn't say in which time zone"
+                )
+        elif retry_after is not None:
+            if isinstance(retry_after, bool) or not isinstance(retry_after, int | float):
+                raise InvalidType(
+                    f"retry_after must be seconds, an aware datetime or None, not {retry_after!r}"
+                )
+            if not 0 <= retry_after < inf:
+                raise InvalidValue(
+                    f"retry_after must be a finite number of seconds, at least 0, "
+                    f"not {retry_after!r}"
+                )
+        self.retry_after = retry_after
+
+
+class NonRetryable(TaskManagerError):
+    """Another attempt would fail as well; raised by the work, or a base of an error of its own.
+
+    No `RetryStrategy` retries it, whatever its ``retry_on`` says.
+    """

@@ -10,15 +10,18 @@ import async_task_manager
 
 EXPORTS = (
     "Chain",
+    "CircuitOpen",
     "DeadlineExceeded",
     "InvalidState",
     "InvalidType",
     "InvalidValue",
     "ManagerClosed",
     "MissingExtra",
+    "NonRetryable",
     "NotRunning",
     "QueueFull",
     "QueueTimeout",
+    "RateLimited",
     "StrategyError",
     "StrategyInUse",
     "Task",
