@@ -30,7 +30,16 @@ from async_task_manager.errors import (
 from async_task_manager.events import Observers
 from async_task_manager.strategies.base import BaseStrategy, WallTime
 from async_task_manager.strategies.chain import Chain
-from async_task_manager.task import Options, Outcome, Run, Task, TaskState, execute, outcome_of
+from async_task_manager.task import (
+    Options,
+    Outcome,
+    Run,
+    Task,
+    TaskState,
+    execute,
+    outcome_of,
+    wall_time,
+)
 
 if TYPE_CHECKING:
     from async_task_manager.strategies._foreign import ForeignStage
@@ -159,7 +168,7 @@ class Engine:
         for task in tuple(self._running):  # their loop was closed over their heads
             self.ended(task, "cancelled", None)
         if not self._started:
-            self.epoch = self._wall() - self._clock()
+            self.epoch = wall_time() - self._clock()
 
     def _clock(self) -> float:
         """Chain time: never goes back."""
@@ -173,15 +182,10 @@ class Engine:
 
     time = _clock
 
-    def _wall(self) -> float:
-        """Epoch seconds; a loop with a time of its own may bring its own."""
-        wall_time: Callable[[], float] = getattr(self._loop, "wall_time", time.time)
-        return wall_time()
-
     def _check_wall(self) -> None:
         """Looks whether the wall clock was stepped, or the machine suspended."""
         now = self._clock()
-        offset = self._wall() - now
+        offset = wall_time() - now
         if abs(offset - self._offset) > WALL_TOLERANCE:
             self._offset = offset
             self._chain.set_wall_offset(offset, now)
@@ -189,7 +193,7 @@ class Engine:
 
     def wake(self) -> None:
         """Has the chain asked in the next turn of the loop."""
-        if not self._pumping and self._going and not self._paused and not self._ending:
+        if not self._pumping and self._going and not self._ending:
             assert self._loop is not None
             if not self._loop.is_closed():
                 self._pumping = True
@@ -198,10 +202,10 @@ class Engine:
     def _look(self, now: float) -> None:
         """Something happened: has the chain asked again as early as that may help, not before."""
         chain = self._chain
-        wake = chain.next_wake(now)
+        wake = chain.next_bound() if self._paused else chain.next_wake(now)
         if wake <= now or chain.out or (self._wall_timer is None and chain.watches_wall_time):
             self.wake()
-        elif wake < self._timer_at and self._going and not self._paused and not self._ending:
+        elif wake < self._timer_at and self._going and not self._ending:
             self._arm(wake)
 
     def _disarm(self) -> None:
@@ -244,27 +248,14 @@ class Engine:
     def _pump(self) -> None:
         """Starts what the chain gives, a few at a time, and sleeps until it may give more."""
         self._pumping = False
-        if not self._going or self._paused or self._ending:
+        if not self._going or self._ending:
             return
         chain = self._chain
-        now = self._clock()
         loop = self._loop
         assert loop is not None
-        ours = loop.get_task_factory() is None
+        now = self._clock()
         try:
-            for _ in range(STARTS_PER_TURN):
-                task = chain.pull(now)
-                if task is None:
-                    break
-                self._running[task] = None
-                context = task._context
-                if ours and task._options is None and context is not None:
-                    driver = Driver(execute(task, self), loop=loop, name="", context=context.copy())
-                    driver.handle = task
-                    task._run.driver = driver  # type: ignore[union-attr]  # it was handed out
-                else:
-                    self._launch(task, loop, ours)
-            wake = chain.next_wake(now)
+            wake = chain.lapse(now) if self._paused else self._start_some(loop, now)
         except StrategyError as error:
             self._break(error)
             return
@@ -279,13 +270,31 @@ class Engine:
             self._arm(wake)
             if self._observers:
                 self._observers.turned(chain.dispatch.turned(), now)
-        if self._polls:
+        if self._polls and not self._paused:
             for stage in tuple(chain.asking()):
                 if stage not in self._questions:
                     self._questions[stage] = loop.create_task(self._ask(stage))
         if self._wall_timer is None and chain.watches_wall_time:
             assert self._loop is not None
             self._wall_timer = self._loop.call_later(WALL_CHECK, self._watch_wall)
+
+    def _start_some(self, loop: asyncio.AbstractEventLoop, now: float) -> float:
+        """Starts as many tasks as one turn of the loop may; gives when to ask again."""
+        chain = self._chain
+        ours = loop.get_task_factory() is None
+        for _ in range(STARTS_PER_TURN):
+            task = chain.pull(now)
+            if task is None:
+                break
+            self._running[task] = None
+            context = task._context
+            if ours and task._options is None and context is not None:
+                driver = Driver(execute(task, self), loop=loop, name="", context=context.copy())
+                driver.handle = task
+                task._run.driver = driver  # type: ignore[union-attr]  # it was handed out
+            else:
+                self._launch(task, loop, ours)
+        return chain.next_wake(now)
 
     def _watch_wall(self) -> None:
         self._check_wall()

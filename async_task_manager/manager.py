@@ -490,7 +490,8 @@ class TaskManager(Engine):
         self._start_going()
 
     async def stop(self, grace: float | None = None) -> None:
-        """Starts nothing more, and waits for what runs; the queue stays for the next start.
+        """Starts nothing more, and waits for what runs; the queue stays for the next start, when
+        tasks whose time has passed end.
 
         Args:
             grace: Seconds after which what still runs is cancelled; None: it may take its time.
@@ -541,10 +542,13 @@ class TaskManager(Engine):
             raise self._broken
 
     def pause(self) -> None:
-        """Starts nothing more until `resume`; what runs goes on, and tasks can be added."""
+        """Starts nothing more until `resume`; what runs goes on, tasks can be added, and those
+        whose ``queue_timeout`` or ``deadline`` passes end with it.
+        """
         self._check_loop()
         self._paused = True
         self._disarm()
+        self.wake()
 
     def resume(self) -> None:
         """Ends a `pause`."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
@@ -95,6 +96,12 @@ class Outcome:
         return getattr(self.error, "retry_after", None)
 
 
+def wall_time() -> float:
+    """Epoch seconds; a loop with a time of its own may bring its own."""
+    own: Callable[[], float] = getattr(asyncio.get_running_loop(), "wall_time", time.time)
+    return own()
+
+
 def outcome_of(
     kind: TaskState, value: Any, started: float | None, now: float, actual: float | None
 ) -> Outcome:
@@ -136,8 +143,11 @@ class Failure:
         self.error = error
         self.label = label
         self.traceback: TracebackType | None = error.__traceback__
-        # The manager has logged the one; the other is no news to whoever chose to drop.
-        self.retrieved = isinstance(error, StrategyError | TaskDropped)
+        # The manager has logged the first; the second is no news to whoever chose to drop; the
+        # others end the program, and are seen there.
+        self.retrieved = isinstance(
+            error, StrategyError | TaskDropped | KeyboardInterrupt | SystemExit
+        )
 
     def __del__(self) -> None:
         if not self.retrieved:
@@ -525,12 +535,17 @@ class Task(Generic[T_co]):
 
 
 class _Alone:
-    """The accounts of a task that runs by itself: there are none."""
+    """The accounts of a task that runs by itself: when it ran."""
+
+    def __init__(self) -> None:
+        self._read = asyncio.get_running_loop().time
+        self._epoch = wall_time() - self._read()
 
     def begun(self, task: Task[Any]) -> None:
-        pass
+        task._progress().started = self._epoch + self._read()
 
     def ended(self, task: Task[Any], kind: TaskState, value: Any) -> None:
+        task._progress().finished = self._epoch + self._read()
         task._end(kind, value)
 
 
@@ -549,6 +564,9 @@ async def execute(task: Task[Any], host: Accounts) -> None:
         host.ended(task, "cancelled", error)
     except (KeyboardInterrupt, SystemExit) as error:
         host.ended(task, "failed", error)
+        driver = asyncio.current_task()
+        assert driver is not None
+        driver.add_done_callback(asyncio.Task.exception)  # it is seen where the loop ends
         raise
     except BaseException as error:
         # Whatever it is, it is the waiter's. A GeneratorExit that closes this coroutine is, too.

@@ -681,6 +681,55 @@ def test_an_exit_ends_the_program(error: BaseException) -> None:
     assert task.exception() is error
 
 
+def test_an_interrupt_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        manager = TaskManager(one())
+        manager.add_task(lambda: fail(KeyboardInterrupt()))
+        await manager.run()
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(main())
+    gc.collect()
+    assert caplog.records == []
+
+
+async def test_time_limits_hold_while_paused() -> None:
+    manager = TaskManager(one())
+    await manager.idle()
+    running = manager.add_task(lambda: nap(2))
+    await asyncio.sleep(1)
+    manager.pause()
+    soon = manager.add_task(nap, queue_timeout=1)
+    later = manager.add_task(nap, deadline=timedelta(seconds=7))
+    patient = manager.add_task(lambda: nap(1))
+    with pytest.raises(QueueTimeout):
+        await soon
+    assert now() == 2
+    with pytest.raises(DeadlineExceeded):
+        await later
+    assert now() == pytest.approx(8)
+    assert (running.state, patient.state) == ("succeeded", "queued")
+    manager.resume()
+    await manager.join()
+    assert now() == pytest.approx(9)
+    await manager.stop()
+
+
+async def test_many_that_lapse_while_paused_do_not_stall_the_loop() -> None:
+    manager = TaskManager(one())
+    await manager.idle()
+    manager.pause()
+    tasks = [manager.add_task(nap, queue_timeout=1) for _ in range(1000)]
+    await asyncio.sleep(1)
+    turns = 0
+    while not all(task.done() for task in tasks):
+        await asyncio.sleep(0)
+        turns += 1
+    assert 3 <= turns <= 8  # a few hundred in each
+    assert all(isinstance(task.exception(), QueueTimeout) for task in tasks)
+    await manager.stop()
+
+
 async def test_work_that_cancels_itself() -> None:
     async with TaskManager(one()) as manager:
         task = manager.add_task(lambda: fail(asyncio.CancelledError()))

@@ -34,7 +34,7 @@ from async_task_manager.strategies import (
 )
 from async_task_manager.strategies.base import Limit, Usage
 from async_task_manager.task import Outcome, Run
-from async_task_manager.testing import run_virtual
+from async_task_manager.testing import VirtualTimeLoop, run_virtual
 
 
 async def give(value: Any = 1) -> Any:
@@ -61,8 +61,17 @@ def test_it_runs_alone(work: Any) -> None:
     assert (task.state, task.attempt, task.done()) == ("new", 0, False)
     assert run_virtual(task.run()) == 1
     assert (task.state, task.attempt, task.result(), task.exception()) == ("succeeded", 1, 1, None)
-    assert task.started_at is None
     assert task.created_at is None
+
+
+async def test_alone_it_says_when_it_ran() -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualTimeLoop)
+    task = Task(lambda: asyncio.sleep(3))
+    await asyncio.sleep(2)
+    begins = loop.wall_time()
+    await task.run()
+    assert (task.started_at, task.finished_at) == (begins, begins + 3)
 
 
 async def test_a_future_is_work_too() -> None:

@@ -490,13 +490,25 @@ class Chain(BaseStrategy):
                 return None
             self.dispatch.join(given, now)
 
+    def lapse(self, now: float) -> float:
+        """What is due happens without a pull: tasks whose time has passed are in `out`. The next
+        such instant.
+        """
+        self.now = now
+        return self.next_bound() if self._turn(now) else now
+
+    def next_bound(self) -> float:
+        """The next instant from which on a task may start, or may no longer; inf: none."""
+        bound = self._bounds.next() if self._bounds.heap else inf
+        if self._wall_bounds.heap and self._offset is not None:
+            bound = min(bound, self._wall_bounds.next() - self._offset)
+        return bound
+
     def next_wake(self, now: float) -> float:
         """When to pull again if nothing happens until then: now, an instant, or inf."""
         wake = self.dispatch.next_wake(now)
-        if self._bounds.heap:
-            wake = min(wake, self._bounds.next())
-        if self._wall_bounds.heap and self._offset is not None:
-            wake = min(wake, self._wall_bounds.next() - self._offset)
+        if self._bounds.heap or self._wall_bounds.heap:
+            wake = min(wake, self.next_bound())
         for source in self.sources:
             wake = min(wake, source.next_due(now))
         if self.foreign is not None and next(self.dispatch.waiting(), None) is None:
