@@ -62,6 +62,9 @@ WALL_TOLERANCE = 0.001
 HOOKS_GRACE = 0.1
 """Seconds that `stop` gives an ``on_task_done`` that is under way, before it cancels it."""
 
+ENDS_THE_LOOP = (KeyboardInterrupt, SystemExit)
+"""What work raises through the loop, which ends by it."""
+
 STUBBORN = 3
 """Cancels that a task is given before `stop` leaves it behind."""
 
@@ -367,8 +370,8 @@ class Engine:
         run.finished = self._now = now
         if task._options is not None:
             kind, value = self._unlimit(task._options, kind, value)
-        if isinstance(value, KeyboardInterrupt | SystemExit):
-            self._ending = True  # it goes on through the loop, and ends that
+        if kind == "failed" and isinstance(value, ENDS_THE_LOOP):
+            self._ending = True
         again = False
         try:
             if kind == "succeeded":
