@@ -17,6 +17,9 @@
     ├── QueueTimeout (TimeoutError)       not started within ``queue_timeout``
     ├── DeadlineExceeded (TimeoutError)   not finished by ``deadline``
     ├── TaskTimeout (TimeoutError)        ran longer than ``run_timeout``
+    ├── StoreError                        a file or service that keeps messages or results failed
+    │   ├── StoreCorrupt                  a file is damaged; it was refused and left as it is
+    │   └── LeaseLost                     the message was not acknowledged in time: it is another's
     ├── MissingExtra (ImportError)        an optional dependency isn't installed; says what to do
     ├── Deadlock (RuntimeError)           in `testing`: tasks wait, and nothing can ever wake one
     │
@@ -38,6 +41,7 @@ __all__ = [
     "InvalidState",
     "InvalidType",
     "InvalidValue",
+    "LeaseLost",
     "ManagerClosed",
     "MissingExtra",
     "NonRetryable",
@@ -45,6 +49,8 @@ __all__ = [
     "QueueFull",
     "QueueTimeout",
     "RateLimited",
+    "StoreCorrupt",
+    "StoreError",
     "StrategyError",
     "StrategyInUse",
     "TaskDropped",
@@ -141,6 +147,28 @@ class DeadlineExceeded(TaskManagerError, TimeoutError):
 
 class TaskTimeout(TaskManagerError, TimeoutError):
     """The task ran longer than its ``run_timeout`` and was cancelled."""
+
+
+class StoreError(TaskManagerError):
+    """What keeps messages or results durably failed: the disk is full, the file stays locked, the
+    service can't be reached. What was asked for was not done, unless the message says otherwise.
+    """
+
+
+class StoreCorrupt(StoreError):
+    """A file is damaged. It was refused and left as it is; the message says what can be done."""
+
+    def __init__(self, path: object, damage: str) -> None:
+        super().__init__(
+            f"{path} is damaged ({damage.strip()}) and was left as it is. Stop whatever uses it, "
+            f"and restore a backup, or save what can still be read:\n"
+            f"    sqlite3 {path} .recover | sqlite3 rescued.db"
+        )
+        self.path = path
+
+
+class LeaseLost(StoreError):
+    """The message was not acknowledged or extended in time: it is another receiver's by now."""
 
 
 class MissingExtra(TaskManagerError, ImportError):
