@@ -126,6 +126,49 @@ def test_bad_usage(arguments: list[str], folder: Path) -> None:
     assert not (folder / "out.jsonl").exists()
 
 
+# ---- a config -----------------------------------------------------------------------------------
+
+
+def test_init_and_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = atm("init", cwd=tmp_path)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert (
+        ran.stdout == "wrote flow.toml: change it to what limits you, then: atm check flow.toml\n"
+    )
+    assert "# What limits your requests" in (tmp_path / "flow.toml").read_text()
+    again = atm("init", "flow.toml", cwd=tmp_path)
+    assert again.returncode == 2
+    assert again.stderr == "atm: flow.toml exists already; --force overwrites it\n"
+    assert atm("init", "--force", cwd=tmp_path).returncode == 0
+    nowhere = atm("init", "none/flow.toml", cwd=tmp_path)
+    assert (nowhere.returncode, nowhere.stderr) == (
+        2,
+        "atm: none/flow.toml: No such file or directory\n",
+    )
+    keyless = atm("check", "flow.toml", cwd=tmp_path)
+    assert keyless.returncode == 2
+    assert "the environment variable GROQ_API_KEY is not set" in keyless.stderr
+    monkeypatch.setitem(PLAIN, "GROQ_API_KEY", "gsk-very-secret")
+    sound = atm("check", "flow.toml", cwd=tmp_path)
+    assert (sound.returncode, sound.stderr) == (0, "")
+    assert sound.stdout.startswith("flow.toml is sound: 2 providers.\n")
+    assert "14400/day@America/Los_Angeles is what binds" in sound.stdout
+    assert "very-secret" not in sound.stdout
+
+
+def test_a_config_that_is_not_sound(folder: Path) -> None:
+    (folder / "flow.toml").write_text('[[providers]]\nname = ""\nbase_ulr = "http://x"\n')
+    ran = atm("check", "flow.toml", cwd=folder)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert len(ran.stderr.splitlines()) == 3
+    assert "did you mean 'base_url'" in ran.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "init", "check"])
+def test_every_help_teaches_with_an_example(command: str) -> None:
+    assert f"Example: atm {command} " in atm(command, "--help").stdout
+
+
 # ---- a run --------------------------------------------------------------------------------------
 
 

@@ -73,3 +73,35 @@ def run(
     from async_task_manager.cli.run import run_command
 
     raise typer.Exit(run_command(requests, config, output, force=force, look_ahead=look_ahead))
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("flow.toml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+) -> None:
+    """Writes a commented config to begin with.
+
+    Exit codes: 0 written; 2 the file exists, or cannot be written.
+
+    **Example:** `atm init flow.toml`
+    """
+    from async_task_manager.cli.files import init_command
+
+    raise typer.Exit(init_command(file, force=force))
+
+
+@app.command()
+def check(file: Annotated[Path, typer.Argument(help="TOML: providers and their limits.")]) -> None:
+    """Says what a config means, and how many requests its limits allow.
+
+    Nothing is sent. All that is wrong is told at once, each with its key, its value and what it
+    should be.
+
+    Exit codes: 0 the config is sound; 2 it is not.
+
+    **Example:** `atm check flow.toml`
+    """
+    from async_task_manager.cli.files import check_command
+
+    raise typer.Exit(check_command(file))

@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from async_task_manager._validate import number, one_of
-from async_task_manager.config.flow import check_header
 from async_task_manager.config.problems import meant
+from async_task_manager.config.secrets import check_header
 from async_task_manager.errors import InvalidType, MissingExtra
 from async_task_manager.strategies.priority_queue import LEVELS
 

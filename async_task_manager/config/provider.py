@@ -1,0 +1,172 @@
+"""One provider of a config: where it is, what limits it, what its requests cost."""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from async_task_manager.config.costs import Estimate, checked_path, parse_estimate
+from async_task_manager.config.secrets import check_header, expanded, secrets_of
+from async_task_manager.config.tables import AnyLimit, RateTable, StageTable, Strict, in_range
+from async_task_manager.errors import MissingExtra
+from async_task_manager.strategies import ConcurrentLimitStrategy, Limit
+
+try:
+    from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator
+except ImportError as error:
+    raise MissingExtra("cli", "pydantic") from error
+
+__all__ = ["ProviderConfig"]
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
+
+
+def _named(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            "must be 1 to 64 letters, digits, dots, dashes or underscores, the first "
+            f"of them a letter or a digit, not {name!r}"
+        )
+    return name
+
+
+def _address(url: str) -> str:
+    """The URL without a slash at its end."""
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is none, or half an IPv6 address
+        sound = False
+    if "@" in url:
+        raise ValueError("must hold no user and password: put them into headers")
+    if not sound or not url.isprintable() or set(url) & set(" ?#\\"):
+        raise ValueError(
+            f"must be an http:// or https:// URL without a query or fragment, not {url!r}"
+        )
+    return url.rstrip("/")
+
+
+class ProviderConfig(Strict):
+    """A service that takes requests, and its limits."""
+
+    name: Annotated[str, AfterValidator(_named)]
+    base_url: Annotated[str, AfterValidator(_address)]
+    limits: Annotated[tuple[AnyLimit, ...], Field(strict=False)] = ()
+    """Rates such as "30/minute", "6000 tokens/minute", "14400/day@America/Los_Angeles"; or tables:
+    a rate with a key and a slack of its own, or any limit by the name of its strategy.
+    """
+    max_concurrent: Annotated[int, in_range(at_least=1, at_most=100_000)] = 100
+    """Requests at once. There always is a bound: what waited for a connection after it was let
+    go would arrive late, in a window of the provider that others have filled.
+    """
+    enabled: bool = True
+    headers: dict[str, SecretStr] = Field(default_factory=dict)
+    """Sent with every request; ${NAME} is taken from the environment when it is sent."""
+    timeout: Annotated[float, in_range(above=0, at_most=86_400)] = 60.0
+    """Seconds for one request, from its start to the end of the answer."""
+    slack: Annotated[float, in_range(at_least=0, at_most=3600)] = 0.05
+    """Seconds by which each window is widened: what leaves in one may arrive in another's."""
+    cost: Any = None
+    """What a request costs that doesn't say: a number, a field of its JSON, "chars/4", or a sum;
+    for every unit that the limits count, or a table of units.
+    """
+    settle: Any = None
+    """Where in an answer's JSON the actual cost stands, "usage.total_tokens"; or a table of units.
+    """
+
+    @field_validator("headers")
+    @classmethod
+    def _sendable(cls, headers: dict[str, SecretStr], info: ValidationInfo) -> dict[str, SecretStr]:
+        problems = []
+        for name, value in headers.items():
+            try:
+                text = value.get_secret_value()
+                # A provider that is switched off needs no key.
+                check_header(name, expanded(text) if info.data.get("enabled") else "")
+            except ValueError as error:
+                problems.append(f"{name}: {error}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return headers
+
+    @field_validator("cost")
+    @classmethod
+    def _estimable(cls, cost: Any) -> Any:
+        specs = cost.values() if isinstance(cost, dict) else () if cost is None else (cost,)
+        for spec in specs:
+            try:
+                parse_estimate(spec)
+            except TypeError as error:  # for pydantic only a ValueError is a problem of the file
+                raise ValueError(str(error)) from None
+        return cost
+
+    @field_validator("settle")
+    @classmethod
+    def _findable(cls, settle: Any) -> Any:
+        paths = settle.values() if isinstance(settle, dict) else (settle,)
+        for path in paths if settle is not None else ():
+            if not isinstance(path, str):
+                raise ValueError(f"must be a path such as 'usage.total_tokens', not {path!r}")
+            checked_path(path)
+        return settle
+
+    # ---- what it is for others --------------------------------------------------------------
+
+    def sent_headers(self) -> dict[str, str]:
+        """The headers as they are sent: secrets."""
+        return {name: expanded(value.get_secret_value()) for name, value in self.headers.items()}
+
+    def secrets(self) -> tuple[str, ...]:
+        """What must not be seen in whatever comes back."""
+        return secrets_of((name, value.get_secret_value()) for name, value in self.headers.items())
+
+    @property
+    def rates(self) -> tuple[RateTable | StageTable, ...]:
+        """The limits as the file has them."""
+        return self.limits
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The `strategies` in the words of the file."""
+        return (*(limit.label for limit in self.rates), f"{self.max_concurrent} at once")
+
+    def strategies(self) -> list[Limit]:
+        """The limits, each its own new strategy; the number of requests at once comes last."""
+        windows = [limit.make(self.slack) for limit in self.rates]
+        return [*windows, ConcurrentLimitStrategy(self.max_concurrent)]
+
+    @cached_property
+    def units(self) -> tuple[str, ...]:
+        """What the limits count besides requests: each request has to have a cost in these."""
+        return tuple(
+            dict.fromkeys(
+                limit.cost
+                for limit in self.strategies()
+                if isinstance(limit.cost, str) and limit.default_cost is None
+            )
+        )
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """The fields of a request that split the limits."""
+        keys = (limit.key for limit in self.strategies())
+        return tuple(dict.fromkeys(key for key in keys if isinstance(key, str)))
+
+    @cached_property
+    def estimates(self) -> dict[str, Estimate]:
+        """How a cost is estimated, by unit."""
+        if self.cost is None:
+            return {}
+        specs = self.cost if isinstance(self.cost, dict) else dict.fromkeys(self.units, self.cost)
+        return {unit: parse_estimate(spec) for unit, spec in specs.items()}
+
+    @cached_property
+    def settled(self) -> dict[str, str]:
+        """Where the actual cost stands in an answer, by unit."""
+        if self.settle is None:
+            return {}
+        return (
+            self.settle if isinstance(self.settle, dict) else dict.fromkeys(self.units, self.settle)
+        )
