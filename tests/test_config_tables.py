@@ -205,7 +205,9 @@ def test_what_other_packages_may_get_wrong(table: dict[str, object], says: str) 
 
 @pytest.mark.usefixtures("third_party")
 def test_stages_that_cannot_stand_together() -> None:
-    assert re.search("chain: the same strategy stands twice", refused('[[chain]]\nstrategy = "shared"\n' * 2))
+    assert re.search(
+        "chain: the same strategy stands twice", refused('[[chain]]\nstrategy = "shared"\n' * 2)
+    )
 
 
 def test_every_strategy_has_a_name() -> None:
