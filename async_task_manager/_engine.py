@@ -368,7 +368,9 @@ class Engine:
         if now < self._now:
             now = self._now
         run.finished = self._now = now
+        struck = last = False
         if task._options is not None:
+            struck = task._options.expired is not None
             kind, value = self._unlimit(task._options, kind, value)
         if kind == "failed" and isinstance(value, ENDS_THE_LOOP):
             self._ending = True
@@ -378,7 +380,8 @@ class Engine:
                 outcome = Outcome("success", run.started, now, None, run.actual)
             else:
                 outcome = outcome_of(kind, value, run.started, now, run.actual)
-            again = self._chain.finish(task, outcome, now)
+                last = self._is_last(run, struck)
+            again = self._chain.finish(task, outcome, now, last=last)
         except Exception as error:
             self._break(self._chain.blame(error))
         if again:
@@ -387,6 +390,8 @@ class Engine:
                 self._room.came_back(task)
             if self._observers:
                 self._observers.retried(task, None if kind == "succeeded" else value, now)
+            if self._watchers:
+                self._look_around()
         else:
             self._conclude(task, kind, value)
         if self._polls and not self._loop.is_closed():  # type: ignore[union-attr]  # it ran
@@ -395,6 +400,14 @@ class Engine:
             hook.add_done_callback(self._hooks.discard)
         if not self._pumping:
             self._look(now)
+
+    def _is_last(self, run: Run, struck: bool) -> bool:
+        """Whether an attempt that failed must be the last: nobody would run another, or the task
+        was cancelled by someone else than its time limit, and failed when it cleaned up.
+        """
+        if self._closed or self._broken is not None:
+            return True
+        return run.driver is not None and run.driver.cancelling() > struck
 
     @staticmethod
     def _unlimit(options: Options, kind: TaskState, value: Any) -> tuple[TaskState, Any]:

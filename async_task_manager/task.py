@@ -12,6 +12,7 @@ import asyncio
 import inspect
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
@@ -33,7 +34,13 @@ from typing_extensions import TypeVar
 
 from async_task_manager._validate import number
 from async_task_manager._watchers import Watchers, notify, resolve
-from async_task_manager.errors import InvalidState, InvalidType, StrategyError, TaskDropped
+from async_task_manager.errors import (
+    InvalidState,
+    InvalidType,
+    RateLimited,
+    StrategyError,
+    TaskDropped,
+)
 
 if TYPE_CHECKING:
     from async_task_manager.strategies._lanes import Lane
@@ -56,6 +63,9 @@ TaskState: TypeAlias = Literal[
     "rejected",
 ]
 DONE: Final = frozenset({"succeeded", "failed", "cancelled", "expired", "rejected"})
+
+ERRORS_KEPT: Final = 100
+"""Errors of earlier attempts that a task keeps: one may be told to slow down for days."""
 
 arrivals: Final = count(1)
 """Ids and arrival numbers: one counter, so that a task added in the order of its making needs one
@@ -162,9 +172,11 @@ class Run:
         "actual",
         "attempt",
         "driver",
+        "errors",
         "finished",
         "grants",
         "provider",
+        "rate_limited",
         "started",
         "value",
     )
@@ -177,12 +189,14 @@ class Run:
     finished: float | None
     value: Any
     actual: float | None
+    errors: deque[BaseException] | None
+    rate_limited: int
 
     def __getattr__(self, name: str) -> Any:
         # Slots are filled when the thing happens, for speed; until then each reads as nothing.
         if name not in Run.__slots__:
             raise AttributeError(name)
-        return 0 if name == "attempt" else None
+        return 0 if name in ("attempt", "rate_limited") else None
 
 
 class Options:
@@ -299,6 +313,20 @@ class Task(Generic[T_co]):
     def attempt(self) -> int:
         """How many times the work was started: 0 while it has not been."""
         return self._run.attempt if self._run is not None else 0
+
+    @property
+    def errors(self) -> tuple[BaseException, ...]:
+        """What earlier attempts raised, oldest first; of many, the last hundred.
+
+        The error of the last attempt is the outcome: see `exception`.
+        """
+        errors = self._run.errors if self._run is not None else None
+        return tuple(errors) if errors is not None else ()
+
+    @property
+    def rate_limited(self) -> int:
+        """How many earlier attempts ended with `RateLimited`."""
+        return self._run.rate_limited if self._run is not None else 0
 
     @property
     def provider(self) -> str | None:
@@ -511,6 +539,17 @@ class Task(Generic[T_co]):
         run.grants = grants
         run.started = None
         return run
+
+    def _tried(self, error: BaseException | None) -> None:
+        """The attempt is over, and another one will follow."""
+        if error is None:
+            return  # a feedback did not like its result
+        run = self._progress()
+        if run.errors is None:
+            run.errors = deque(maxlen=ERRORS_KEPT)
+        run.errors.append(error)
+        if isinstance(error, RateLimited):
+            run.rate_limited += 1
 
     def _end(self, state: TaskState, value: Any) -> None:
         """Stores the outcome, lets go of everything else, and tells whoever waits."""

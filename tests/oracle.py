@@ -488,16 +488,19 @@ class Oracle:
         answers = [
             stage.review(task, outcome, now) for stage in self.stages if isinstance(stage, Feedback)
         ]
-        again = max((answer.instant for answer in answers if answer is not None), default=None)
+        wanted = [answer for answer in answers if answer is not None]
         entry.state = outcome.kind
-        if again is None or outcome.kind == "cancelled":
+        if not wanted or outcome.kind == "cancelled":
             return False
-        again = max(again, now)
+        entry.opens = max(now, *(answer.instant for answer in wanted))
+        wall = max(answer.wall for answer in wanted)
+        entry.opens_wall = WallTime(wall)
+        assert self.offset is not None
+        again = max(entry.opens, wall - self.offset)
         if any(instant <= again for instant, _ in self.bounds(entry)):
             return False
+        entry.task._tried(outcome.error)
         entry.state = "held"
-        entry.opens = again
-        entry.opens_wall = -inf
         self.greet(entry, now, again=True)
         if self.plan_again(entry):
             self.join_if_due(entry, now)

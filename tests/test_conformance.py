@@ -20,10 +20,13 @@ from async_task_manager.strategies import (
     PriorityQueueStrategy,
     Provider,
     ProviderRouterStrategy,
+    RetryBudget,
+    RetryStrategy,
     SlidingWindowStrategy,
     TimeBasedStrategy,
     TokenBucketStrategy,
     Usage,
+    fixed,
 )
 from async_task_manager.task import Outcome, Task
 from async_task_manager.testing import check_strategy
@@ -69,6 +72,7 @@ STRATEGIES: list[Callable[[], BaseStrategy]] = [
             Provider("P2", limits=[SlidingWindowStrategy(2, 1.0, key="user")]),
         ]
     ),
+    lambda: RetryStrategy(3, backoff=fixed(0.2), budget=RetryBudget(0.5)),
     lambda: Polled(0.1),
     lambda: Polled(None),
     lambda: Polled(0),

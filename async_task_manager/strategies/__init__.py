@@ -1,5 +1,13 @@
 """Strategies: small policies that are composed in a chain; one file each."""
 
+from async_task_manager.strategies.backoff import (
+    Backoff,
+    decorrelated,
+    exponential,
+    fibonacci,
+    fixed,
+    linear,
+)
 from async_task_manager.strategies.base import (
     ALL,
     BaseStrategy,
@@ -22,12 +30,14 @@ from async_task_manager.strategies.delayed import DelayedStrategy
 from async_task_manager.strategies.fixed_window import FixedWindowStrategy
 from async_task_manager.strategies.priority_queue import PriorityQueueStrategy
 from async_task_manager.strategies.provider_router import Provider, ProviderRouterStrategy
+from async_task_manager.strategies.retry import RetryBudget, RetryStrategy
 from async_task_manager.strategies.sliding_window import SlidingWindowStrategy
 from async_task_manager.strategies.time_based import TimeBasedStrategy
 from async_task_manager.strategies.token_bucket import TokenBucketStrategy
 
 __all__ = [
     "ALL",
+    "Backoff",
     "BaseStrategy",
     "Branch",
     "Chain",
@@ -43,6 +53,8 @@ __all__ = [
     "Provider",
     "ProviderRouterStrategy",
     "RetryAt",
+    "RetryBudget",
+    "RetryStrategy",
     "Role",
     "Router",
     "SlidingWindowStrategy",
@@ -51,4 +63,9 @@ __all__ = [
     "TokenBucketStrategy",
     "Usage",
     "WallTime",
+    "decorrelated",
+    "exponential",
+    "fibonacci",
+    "fixed",
+    "linear",
 ]

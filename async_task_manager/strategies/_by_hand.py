@@ -55,7 +55,8 @@ class ByHand:
         run = task._progress()
         run.finished = now
         outcome = outcome_of(kind, value, run.started, now, run.actual)
-        if chain.finish(task, outcome, now):
+        cancelled = run.driver is not None and run.driver.cancelling() > 0
+        if chain.finish(task, outcome, now, last=cancelled):
             run.driver = None  # it can be run once more
         else:
             task._end(kind, value)

@@ -123,10 +123,11 @@ class Usage:
 @dataclass(frozen=True, slots=True)
 class RetryAt:
     """The answer of a feedback that wants the task to run again, not before ``instant`` (chain
-    time).
+    time), nor before ``wall`` (epoch seconds), which follows the wall clock.
     """
 
     instant: float
+    wall: float = float("-inf")
 
 
 class _Listener(Protocol):

@@ -530,29 +530,28 @@ class Chain(BaseStrategy):
         self.now = now
         return self.dispatch.begun(task, now)
 
-    def finish(self, task: Task[Any], outcome: Outcome, now: float) -> bool:
+    def finish(self, task: Task[Any], outcome: Outcome, now: float, *, last: bool = False) -> bool:
         """An attempt has ended: permits go back; True if the task is to run again, and queued for
-        it.
+        it. Not if it was the ``last``, whatever a feedback says.
         """
         self.now = now
         self.running -= 1
         self.dispatch.release(task, outcome, now)
         if not self.feedbacks:
             return False
-        instants = [
-            instant_of_retry(feedback, answer)
+        answers = [
+            checked_retry(feedback, answer)
             for feedback in self.feedbacks
             if (answer := feedback.review(task, outcome, now)) is not None
         ]
+        if not answers or outcome.kind == "cancelled" or last:
+            return False
+        again = max(now, *(answer.instant for answer in answers))
+        wall = max(answer.wall for answer in answers)
         options = task._options
-        if not instants or outcome.kind == "cancelled":
+        if options is not None and self._too_late(options, again, wall):
             return False
-        again = max(now, *instants)
-        if options is not None and (
-            options.not_after <= again
-            or (self._offset is not None and options.not_after_wall - self._offset <= again)
-        ):
-            return False
+        task._tried(outcome.error)
         task._state = "queued"
         self.queued += 1
         if self._visited:
@@ -566,8 +565,16 @@ class Chain(BaseStrategy):
             for bound in (options.not_after, options.not_after_wall):
                 late = DeadlineExceeded if bound == options.deadline else QueueTimeout
                 self._close(task, bound, late)
-        self._hold_or_join(task, again, -inf, now)
+        self._hold_or_join(task, again, wall, now)
         return True
+
+    def _too_late(self, options: Options, again: float, wall: float) -> bool:
+        """Whether a retry at this instant, and not before this wall time, could never start."""
+        offset = self._offset
+        if offset is None:
+            return options.not_after <= again or options.not_after_wall <= wall
+        again = max(again, wall - offset)
+        return options.not_after <= again or options.not_after_wall - offset <= again
 
     def settle(self, task: Task[Any], actual: Any, now: float) -> None:
         """The actual cost of a running task is known: a number, or a dict of units."""
@@ -838,13 +845,14 @@ def unrepeatable(task: Task[Any]) -> InvalidType:
     )
 
 
-def instant_of_retry(feedback: Feedback, answer: object) -> float:
-    """When a feedback wants the task to run again; StrategyError where it names no instant."""
-    if not isinstance(answer, RetryAt) or not answer.instant < inf:  # NaN isn't, either
+def checked_retry(feedback: Feedback, answer: object) -> RetryAt:
+    """What a feedback answers, if it names an instant at which the task runs again."""
+    # NaN isn't less than anything, either.
+    if not isinstance(answer, RetryAt) or not (answer.instant < inf and answer.wall < inf):
         raise StrategyError(
             f"{feedback!r}: review must give None, or RetryAt with a finite instant, not {answer!r}"
         )
-    return answer.instant
+    return answer
 
 
 def _groups(task: Task[Any]) -> tuple[Hashable, ...]:
