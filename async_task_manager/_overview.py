@@ -82,8 +82,8 @@ class QueueLengths:
         ]
         keys: dict[str, Counter[Hashable]] = {name: Counter() for _, name in split}
         for task in chain.tasks():
-            for order in chain.orders:
-                label = order.label(task)
+            for order, rank in zip(chain.orders, chain.ranks(task), strict=True):
+                label = order.label(task, rank)
                 if label is not None:
                     levels[label] += 1
             assert task._lane is not None

@@ -131,10 +131,7 @@ class Oracle:
         self.now = now
         plans = [self.plan(gate, task) for gate in self.gates]
         groups = [order.group(task) for order in self.orders if isinstance(order, GroupOrder)]
-        rank = tuple(
-            None if isinstance(order, GroupOrder) else order.rank(task, now)
-            for order in self.orders
-        )
+        rank = tuple(order.rank(task, now) for order in self.orders)
         entry = Entry(task, 0, rank, [k for k, _ in plans], [c for _, c in plans], groups)
         for hold in self.stages:
             if isinstance(hold, Hold):
@@ -229,6 +226,10 @@ class Oracle:
                 lane.entries.append(entry)
                 break
         else:
+            orders = [order for order in self.orders if isinstance(order, GroupOrder)]
+            for i, (order, group) in enumerate(zip(orders, entry.groups, strict=True)):
+                if all(lane.entries[0].groups[i] != group for lane in self.lanes):
+                    order.activate(group, now)
             lane = Lane([entry])
             self.lanes.append(lane)
         self.look(lane, now)
@@ -254,7 +255,7 @@ class Oracle:
     def rank(self, entry: Entry, now: float) -> tuple[Any, ...]:
         groups = iter(entry.groups)
         return tuple(
-            order.group_rank(next(groups), now) if isinstance(order, GroupOrder) else own
+            (order.group_rank(next(groups), now), own) if isinstance(order, GroupOrder) else own
             for order, own in zip(self.orders, entry.rank, strict=True)
         )
 

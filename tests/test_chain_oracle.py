@@ -37,6 +37,7 @@ from async_task_manager.strategies.base import (
 from async_task_manager.strategies.chain import Chain
 from async_task_manager.strategies.concurrent_limit import ConcurrentLimitStrategy
 from async_task_manager.strategies.delayed import DelayedStrategy
+from async_task_manager.strategies.fair_share import FairShareStrategy
 from async_task_manager.strategies.fixed_window import FixedWindowStrategy
 from async_task_manager.strategies.priority_queue import PriorityQueueStrategy
 from async_task_manager.strategies.provider_router import Provider, ProviderRouterStrategy
@@ -45,13 +46,16 @@ from async_task_manager.strategies.time_based import TimeBasedStrategy
 from async_task_manager.strategies.token_bucket import TokenBucketStrategy
 from async_task_manager.task import Options, Outcome, Task
 
-LIVE: dict[str, list[float]] = {
+LIVE: dict[str, list[Any]] = {
     "max_concurrent": [1, 2, 4],
     "max_requests": [1, 2, 4],
     "window_seconds": [0.5, 1, 2],
     "rate": [0.5, 2],
     "burst": [1, 4],
     "delay_seconds": [0, 0.5, 1],
+    "weights": [{"a": 3}, None],
+    "guaranteed": [None, 1],
+    "maximum": [None, 1, 2],
 }
 """What can be set while tasks wait."""
 
@@ -187,6 +191,31 @@ def limit(rng: random.Random) -> Limit:
     return FailFast(rng.choice([0.5, 1, 2]), key)
 
 
+def fair_share(rng: random.Random) -> FairShareStrategy:
+    key = rng.choice(["user", "model"])
+    guaranteed, maximum = rng.choice([None, None, 1, {"a": 2}]), rng.choice([None, None, 1, 2])
+    weights = rng.choice([None, {"a": 2, "x": 0.5}])
+    if rng.random() < 0.4:
+        return FairShareStrategy(
+            key=key,
+            window_seconds=rng.choice([1, 3]),
+            levels=(0, 1, 3),
+            weights=weights,
+            guaranteed=guaranteed,
+            maximum=maximum,
+        )
+    cost = rng.choice([None, "tokens"])
+    return FairShareStrategy(
+        key=key,
+        by="share",
+        weights=weights,
+        cost=cost,
+        default_cost=1 if cost else None,
+        guaranteed=guaranteed,
+        maximum=maximum,
+    )
+
+
 def provider(rng: random.Random, name: str) -> Provider:
     limits = [limit(rng) for _ in range(rng.randint(0, 2))]
     return Provider(name, limits, enabled=rng.random() < 0.9)
@@ -210,8 +239,10 @@ def stages(rng: random.Random) -> list[BaseStrategy]:
         elif kind < 0.83:
             names = ["P1", "P2", "P3"][: rng.randint(1, 3)]
             found.append(ProviderRouterStrategy([provider(rng, name) for name in names]))
-        elif kind < 0.93:
+        elif kind < 0.88:
             found.append(FewestRunning(rng.choice(["user", "model"])))
+        elif kind < 0.93:
+            found.append(fair_share(rng))
         else:
             found.append(RetryFailures(rng.choice([1, 2]), rng.choice([-inf, 0, 0.25, 1])))
     return found
@@ -499,7 +530,7 @@ class Life:
             self.both(rng.choice(acts))
             self.clear_out()
 
-    def set(self, world: World, i: int, name: str, value: float) -> None:
+    def set(self, world: World, i: int, name: str, value: Any) -> None:
         limit = world.limits()[i]
         self.touched.add(id(limit))
         setattr(limit, name, value)

@@ -27,6 +27,7 @@ from async_task_manager.strategies.base import (
 from async_task_manager.strategies.chain import Chain
 from async_task_manager.strategies.concurrent_limit import ConcurrentLimitStrategy
 from async_task_manager.strategies.delayed import DelayedStrategy
+from async_task_manager.strategies.fair_share import FairShareStrategy
 from async_task_manager.strategies.fixed_window import FixedWindowStrategy
 from async_task_manager.strategies.priority_queue import PriorityQueueStrategy
 from async_task_manager.strategies.provider_router import Provider, ProviderRouterStrategy
@@ -43,6 +44,7 @@ __all__ = [
     "Chain",
     "ConcurrentLimitStrategy",
     "DelayedStrategy",
+    "FairShareStrategy",
     "Feedback",
     "FixedWindowStrategy",
     "GroupOrder",

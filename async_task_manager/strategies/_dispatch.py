@@ -97,7 +97,11 @@ class Dispatch:
         if settled is None:
             self.lanes[lane.identity] = lane
             for place in enumerate(lane.groups):
-                self.by_group.setdefault(place, {})[lane] = None
+                others = self.by_group.get(place)
+                if others is None:
+                    others = self.by_group[place] = {}
+                    self.group_orders[place[0]][1].activate(place[1], now)
+                others[lane] = None
         elif settled is not lane:
             lane = task._lane = settled  # made twice while neither had joined
         lane.push(task)
@@ -152,10 +156,10 @@ class Dispatch:
     def rank_of(self, lane: Lane, head: Task[Any], now: float) -> Any:
         if not self.group_orders:
             return head._rank
-        # The task's own ranks, with the present ranks of its groups in their places.
+        # The task's own ranks, each behind the present rank of its group where there is one.
         ranks = list(head._rank)
         for (place, order), group in zip(self.group_orders, lane.groups, strict=True):
-            ranks.insert(place, order.group_rank(group, now))
+            ranks[place] = (order.group_rank(group, now), ranks[place])
         return tuple(ranks)
 
     def regroup(self, lane: Lane, now: float) -> None:

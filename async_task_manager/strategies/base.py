@@ -246,8 +246,11 @@ class Order(Role):
         """
         return 0
 
-    def label(self, task: Task) -> str | None:
-        """What people call the task's place in this order ("high"), for counts; None: nothing."""
+    def label(self, task: Task, rank: Any) -> str | None:
+        """What people call the task's place in this order ("high"), for counts; None: nothing.
+
+        ``rank`` is what `rank` gave at intake.
+        """
         return None
 
 
@@ -255,7 +258,11 @@ class GroupOrder(Order):
     """Which first, by group: the rank belongs to the group and may change while tasks wait.
 
     The chain asks `group_rank` when the first task of one of the group's lanes changes, after
-    each acquire, settle and release of a task of the group, and after ``changed(group)``.
+    each acquire, settle and release of a task of the group, and after ``changed(group)``. Between
+    groups of equal rank, and inside a group, `rank` decides.
+
+    An order that has to know what its groups consume is a `Limit` on the same key as well: it is
+    told through `acquire`, `settle` and `release`.
     """
 
     @abstractmethod
@@ -268,6 +275,12 @@ class GroupOrder(Order):
 
     def arrive(self, group: Hashable, now: float, again: bool) -> None:
         """A task of the group was accepted; ``again``: it comes back for another attempt."""
+
+    def activate(self, group: Hashable, now: float) -> None:
+        """The group has a task that waits for nothing but its turn; it had none before.
+
+        From `arrive` to here it may be held: for a time that it named, or by a retry's backoff.
+        """
 
     def leave(self, group: Hashable, now: float) -> None:
         """A task of the group left the queue: started, cancelled, expired or rejected."""

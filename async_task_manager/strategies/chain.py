@@ -327,7 +327,7 @@ class Chain(BaseStrategy):
         if len(orders) == 1 and not self.groupings:
             rank = orders[0].rank(task, now)
         else:
-            rank = tuple(o.rank(task, now) for o in orders if not isinstance(o, GroupOrder))
+            rank = tuple([order.rank(task, now) for order in orders])
         try:
             hash(rank)
         except TypeError:
@@ -759,6 +759,10 @@ class Chain(BaseStrategy):
         blamed = StrategyError(f"{strategy or self!r} raised {error!r}")
         blamed.__cause__ = error
         return blamed
+
+    def ranks(self, task: Task[Any]) -> tuple[Any, ...]:
+        """The ranks of the task, one from each order."""
+        return (task._rank,) if len(self.orders) == 1 and not self.groupings else task._rank or ()
 
     def foreigners(self) -> list[BaseStrategy]:
         """The stages that speak the four methods only."""

@@ -93,7 +93,7 @@ class PriorityQueueStrategy(Order):
         metadata = task._metadata  # `.metadata` would make a dict for each task that has none
         return None if metadata is None else metadata.get(key)
 
-    def label(self, task: Task) -> str:
+    def label(self, task: Task, rank: object) -> str:
         """The name of the task's level, or its priority where that has none."""
         value = self._given(task)
         priority = self._default if value is None else self._number("", value)
