@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from async_task_manager._driver import Driver, expire, never_began
 from async_task_manager._room import Room
+from async_task_manager._samplers import Samplers
 from async_task_manager.errors import (
     DeadlineExceeded,
     InvalidState,
@@ -108,7 +109,8 @@ class Engine:
         self._wall_timer: asyncio.TimerHandle | None = None
         self._running: dict[Task[Any], None] = {}
         self._questions: dict[ForeignStage, asyncio.Task[None]] = {}  # intervals being asked for
-        self._hooks: set[asyncio.Task[None]] = set()  # on_task_done under way
+        self._hooks: set[asyncio.Task[None]] = set()  # on_task_done under way, ending samplers
+        self._samplers = Samplers(self._chain, self._clock, self._break)
         self._keeper: asyncio.Task[None] | None = None
         self._watchers: list[asyncio.Future[None]] = []  # who waits for tasks to end
         self._ends: dict[TaskState, int] = dict.fromkeys(
@@ -164,6 +166,7 @@ class Engine:
         self._read = time.monotonic if plain else loop.time
         self._thread = threading.get_ident()
         self._pumping = False
+        self._samplers.forget()
         self._disarm()
         self._questions.clear()
         self._hooks.clear()
@@ -219,6 +222,8 @@ class Engine:
             self._wall_timer.cancel()
             self._wall_timer = None
         self._timer_at = inf
+        for sampler in self._samplers.stop():
+            self._hook(sampler)
 
     def _arm(self, wake: float) -> None:
         """Sleeps until the instant that the chain named."""
@@ -277,6 +282,8 @@ class Engine:
             for stage in tuple(chain.asking()):
                 if stage not in self._questions:
                     self._questions[stage] = loop.create_task(self._ask(stage))
+        if chain.sampled and not self._paused:
+            self._samplers.look(loop, now)
         if self._wall_timer is None and chain.watches_wall_time:
             assert self._loop is not None
             self._wall_timer = self._loop.call_later(WALL_CHECK, self._watch_wall)
@@ -395,9 +402,7 @@ class Engine:
         else:
             self._conclude(task, kind, value)
         if self._polls and not self._loop.is_closed():  # type: ignore[union-attr]  # it ran
-            hook = self._loop.create_task(self._tell_done())  # type: ignore[union-attr]  # as above
-            self._hooks.add(hook)
-            hook.add_done_callback(self._hooks.discard)
+            self._hook(self._loop.create_task(self._tell_done()))  # type: ignore[union-attr]  # as above
         if not self._pumping:
             self._look(now)
 
@@ -501,6 +506,10 @@ class Engine:
         finally:
             self._questions.pop(stage, None)
         self.wake()
+
+    def _hook(self, hook: asyncio.Task[None]) -> None:
+        self._hooks.add(hook)
+        hook.add_done_callback(self._hooks.discard)
 
     async def _tell_done(self) -> None:
         for strategy in self._chain.foreigners():

@@ -505,7 +505,8 @@ class TaskManager(Engine):
         self._disarm()
         if self._keeper is not None:
             keeper, self._keeper = self._keeper, None
-            keeper.cancel()
+            if not keeper.get_loop().is_closed():
+                keeper.cancel()
         if self._loop is not None and self._loop is asyncio.get_running_loop():
             await self._finish_running(grace)
         if not self._going and self._runner is not None and not self._runner.done():

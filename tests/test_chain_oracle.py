@@ -35,6 +35,7 @@ from async_task_manager.strategies.base import (
     WallTime,
 )
 from async_task_manager.strategies.chain import Chain
+from async_task_manager.strategies.circuit_breaker import CircuitBreakerStrategy
 from async_task_manager.strategies.concurrent_limit import ConcurrentLimitStrategy
 from async_task_manager.strategies.delayed import DelayedStrategy
 from async_task_manager.strategies.fair_share import FairShareStrategy
@@ -56,6 +57,8 @@ LIVE: dict[str, list[Any]] = {
     "weights": [{"a": 3}, None],
     "guaranteed": [None, 1],
     "maximum": [None, 1, 2],
+    "cooldown": [0.5, 1, 2],
+    "half_open_max": [1, 2],
 }
 """What can be set while tasks wait."""
 
@@ -159,9 +162,8 @@ def limit(rng: random.Random) -> Limit:
     key = rng.choice([None, None, "user", "model"])
     cost: Any = rng.choice([None, None, "tokens", 2, 0.5])
     default = rng.choice([1, 1, 1, None]) if cost == "tokens" else None
-    kind = rng.choice(
-        ["concurrent", "concurrent", "sliding", "fixed", "bucket", "delayed", "failfast"]
-    )
+    kinds = ["concurrent", "concurrent", "sliding", "fixed", "bucket", "delayed"]
+    kind = rng.choice([*kinds, "failfast", "breaker"])
     if kind == "concurrent":
         slots = rng.choice([1, 2, 2.5, 3, 5])
         return ConcurrentLimitStrategy(slots, key=key, cost=cost, default_cost=default)
@@ -187,6 +189,16 @@ def limit(rng: random.Random) -> Limit:
         delay, measure = rng.choice([0, 0.25, 1, 1.1]), rng.choice(["completion", "start"])
         return DelayedStrategy(
             delay, key=key, cost=cost, default_cost=default, measure_from=measure
+        )
+    if kind == "breaker":
+        return CircuitBreakerStrategy(
+            failure_rate=rng.choice([0.3, 0.5, 1]),
+            min_calls=rng.choice([1, 2]),
+            window_seconds=rng.choice([1, 5]),
+            cooldown=rng.choice([0.5, 1, 2.2]),
+            half_open_max=rng.choice([1, 2]),
+            on_open=rng.choice(["wait", "wait", "reject"]),
+            key=key,
         )
     return FailFast(rng.choice([0.5, 1, 2]), key)
 

@@ -12,6 +12,7 @@ import pytest
 
 from async_task_manager.strategies import (
     BaseStrategy,
+    CircuitBreakerStrategy,
     ConcurrentLimitStrategy,
     DelayedStrategy,
     FairShareStrategy,
@@ -66,6 +67,10 @@ STRATEGIES: list[Callable[[], BaseStrategy]] = [
     lambda: SlidingWindowStrategy(5, 2.0, min_interval=0.1, slack=0.05, key="user", cost="tokens"),
     lambda: TokenBucketStrategy(2.0, 3, catch_up=0.0),
     lambda: TokenBucketStrategy(2.0, 3, key="user", cost="tokens"),
+    lambda: CircuitBreakerStrategy(min_calls=3, window_seconds=5, cooldown=2.0),
+    lambda: CircuitBreakerStrategy(
+        failure_rate=0.4, min_calls=8, half_open_max=2, on_open="reject", key="user"
+    ),
     PriorityQueueStrategy,
     lambda: PriorityQueueStrategy(aging=10.0),
     TimeBasedStrategy,

@@ -20,11 +20,13 @@ from async_task_manager.strategies.base import (
     RetryAt,
     Role,
     Router,
+    Sampling,
     Source,
     Usage,
     WallTime,
 )
 from async_task_manager.strategies.chain import Chain
+from async_task_manager.strategies.circuit_breaker import CircuitBreakerStrategy
 from async_task_manager.strategies.concurrent_limit import ConcurrentLimitStrategy
 from async_task_manager.strategies.delayed import DelayedStrategy
 from async_task_manager.strategies.fair_share import FairShareStrategy
@@ -42,6 +44,7 @@ __all__ = [
     "BaseStrategy",
     "Branch",
     "Chain",
+    "CircuitBreakerStrategy",
     "ConcurrentLimitStrategy",
     "DelayedStrategy",
     "FairShareStrategy",
@@ -59,6 +62,7 @@ __all__ = [
     "RetryStrategy",
     "Role",
     "Router",
+    "Sampling",
     "SlidingWindowStrategy",
     "Source",
     "TimeBasedStrategy",

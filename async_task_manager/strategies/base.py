@@ -48,6 +48,7 @@ __all__ = [
     "RetryAt",
     "Role",
     "Router",
+    "Sampling",
     "Source",
     "Usage",
     "WallTime",
@@ -130,6 +131,26 @@ class RetryAt:
     wall: float = float("-inf")
 
 
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """What a policy wants to have measured: the load of the machine, the health of a server.
+
+    The manager calls ``sample`` every ``interval`` seconds, the first time one interval after the
+    wish arose, and hands what it gives to `Role.observe`. A sample that raises tells nothing:
+    `observe` isn't called, and the first one in a stretch of sampling is logged. All this ends with
+    the manager's `stop`, and a copy of the policy measures nothing.
+    """
+
+    sample: Callable[[], Any]
+    """Gives the sample, or an awaitable of it. A plain function runs in the event loop: it must
+    not block; an awaitable must end by itself: until then there is no other sample."""
+    interval: float
+    """Seconds above 0."""
+
+    def __post_init__(self) -> None:
+        number("interval", self.interval, above=0)
+
+
 class _Listener(Protocol):
     def policy_changed(self, policy: Role, key: Hashable) -> None: ...
     def policy_restructured(self, policy: Role) -> None: ...
@@ -193,8 +214,19 @@ class Role(BaseStrategy):
     def set_wall_offset(self, offset: float, now: float) -> None:
         """Wall time (epoch seconds) is chain time plus ``offset`` from this ``now`` on."""
 
+    def sampling(self, now: float) -> Sampling | None:
+        """What is to be measured from now on; None: nothing, as long as nobody needs it.
+
+        Asked whenever the manager has looked for tasks to start, and before each sample, so that it
+        must be cheap. While it gives None, nothing wakes for it.
+        """
+        return None
+
     def observe(self, sample: Any, now: float) -> None:
-        """Takes in a fact from outside (load, response headers), sampled by someone else."""
+        """Takes in a fact from outside (load, response headers), sampled by someone else.
+
+        Many kinds of facts come this way: whatever a policy doesn't know it passes over.
+        """
 
     def _private_chain(self) -> Chain:
         if self._private is None:

@@ -189,6 +189,8 @@ class Chain(BaseStrategy):
             policy._home = _Home(self)
         self._bound = mine
         self._by_wall = any(policy.uses_wall_time for policy in mine.values())
+        self.sampled = tuple(p for p in mine.values() if type(p).sampling is not Role.sampling)
+        """Policies for which something may have to be measured."""
 
     @classmethod
     def of(cls, strategy: BaseStrategy) -> Chain:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterator
 from functools import partial
 from typing import Any
 
+from async_task_manager.errors import TaskRejected
 from async_task_manager.manager import TaskManager
 from async_task_manager.strategies.base import BaseStrategy, Hold, Limit, Order, Role, Router
 from async_task_manager.strategies.chain import Chain, is_foreign
@@ -228,6 +229,16 @@ def _check_limit(factory: Callable[[], BaseStrategy], tasks: list[Task[Any]]) ->
     lives.hand_down(heir)
 
 
+def ready_at(limit: Limit, key: Hashable, cost: Any, now: float) -> float:
+    """The limit's answer; what one that fails fast says in an error is one, too."""
+    try:
+        return limit.ready_at(key, cost, now)
+    except TaskRejected as error:
+        until = math.inf if error.until is None else error.until
+    assert until > now, f"it refuses at {now} until {until}, which is not later"
+    return until
+
+
 class _LimitLife:
     """A random life of a limit beside a twin to which the same happens, but which is asked less."""
 
@@ -250,8 +261,8 @@ class _LimitLife:
                 self.give_back()
 
     def ask(self, key: Hashable, cost: Any, now: float) -> float:
-        instant = self.limit.ready_at(key, cost, now)
-        again = self.limit.ready_at(key, cost, now)
+        instant = ready_at(self.limit, key, cost, now)
+        again = ready_at(self.limit, key, cost, now)
         assert instant == again, f"ready_at must be pure: first {instant}, then {again}"
         assert instant == instant, "ready_at must not be NaN"
         return instant
@@ -291,7 +302,7 @@ class _LimitLife:
         self.limit.release(mine, outcome, self.now)
         self.twin.release(twins, outcome, self.now)
         cost = next(cost for own, cost in self.plans if own == key)
-        answers = [policy.ready_at(key, cost, self.now) for policy in (self.limit, self.twin)]
+        answers = [ready_at(policy, key, cost, self.now) for policy in (self.limit, self.twin)]
         assert answers[0] == answers[1], "the same life, another answer: it is not deterministic"
 
     def drain(self) -> None:
@@ -318,7 +329,7 @@ class _LimitLife:
         heir.load(state)
         for key, cost in self.plans:
             mine, its = [
-                (limit.ready_at(key, cost, self.now), limit.usage(key, self.now))
+                (ready_at(limit, key, cost, self.now), limit.usage(key, self.now))
                 for limit in (self.limit, heir)
             ]
             assert mine == its, f"dump and load must keep it: {mine} became {its}"
