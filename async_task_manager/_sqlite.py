@@ -78,7 +78,8 @@ class SqliteFile:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pending: list[_Entry] = []
         self._busy: asyncio.Future[list[Result]] | None = None
-        self._closed = False
+        self.closed = False
+        """It takes nothing more."""
 
     # ---- for the loop -----------------------------------------------------------------------
 
@@ -102,7 +103,7 @@ class SqliteFile:
 
     async def close(self) -> None:
         """Ends what was asked for, and closes the file; twice is as good as once."""
-        self._closed = True
+        self.closed = True
         while self._pending or self._busy is not None:
             if self._busy is None:
                 self._begin()
@@ -115,7 +116,7 @@ class SqliteFile:
 
     def _future(self) -> asyncio.Future[Any]:
         loop = asyncio.get_running_loop()
-        if self._closed:
+        if self.closed:
             raise InvalidState(f"{self.path} was closed here; open it anew")
         if loop is not self._loop:
             if self._loop is not None and not self._loop.is_closed():

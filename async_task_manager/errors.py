@@ -18,6 +18,7 @@
     ├── DeadlineExceeded (TimeoutError)   not finished by ``deadline``
     ├── TaskTimeout (TimeoutError)        ran longer than ``run_timeout``
     ├── StoreError                        a file or service that keeps messages or results failed
+    │   ├── SendFailed                    messages were not sent; says which, and why
     │   ├── StoreCorrupt                  a file is damaged; it was refused and left as it is
     │   └── LeaseLost                     the message was not acknowledged in time: it is another's
     ├── MissingExtra (ImportError)        an optional dependency isn't installed; says what to do
@@ -49,6 +50,7 @@ __all__ = [
     "QueueFull",
     "QueueTimeout",
     "RateLimited",
+    "SendFailed",
     "StoreCorrupt",
     "StoreError",
     "StrategyError",
@@ -153,6 +155,18 @@ class StoreError(TaskManagerError):
     """What keeps messages or results durably failed: the disk is full, the file stays locked, the
     service can't be reached. What was asked for was not done, unless the message says otherwise.
     """
+
+
+class SendFailed(StoreError):
+    """Messages of a batch were not sent: ``errors`` by their position in it; ``ids`` has the ids of
+    those that were, and None for the others.
+    """
+
+    def __init__(self, ids: list[str | None], errors: dict[int, Exception]) -> None:
+        first = next(iter(errors.values()))
+        super().__init__(f"{len(errors)} of {len(ids)} messages were not sent: {first}")
+        self.ids = ids
+        self.errors = errors
 
 
 class StoreCorrupt(StoreError):

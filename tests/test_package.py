@@ -23,6 +23,7 @@ EXPORTS = (
     "QueueFull",
     "QueueTimeout",
     "RateLimited",
+    "SendFailed",
     "StoreCorrupt",
     "StoreError",
     "StrategyError",

@@ -1,0 +1,174 @@
+"""What a message queue is: the protocol that all backends speak, and what goes through it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = ["DeadLetter", "Depth", "Message", "MessageQueue"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What is sent, and what is received.
+
+    These attributes mean something; others go along as they are, JSON like the body:
+
+    | attribute | is |
+    |---|---|
+    | `priority` | a number, higher first, or "high", "normal", "low" |
+    | `user_id` | whom it is for: users take turns |
+    | `delay_seconds` | not to be received before that many seconds have passed |
+    | `group_id` | messages of one group come one after another, in the order of their sending |
+    | `deduplication_id` | a second message with the same one within five minutes is not sent |
+    """
+
+    body: Any
+    """A JSON value: dict, list, str, int, float, bool or None."""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    id: str = ""
+    """Given by the queue."""
+    receive_count: int = 0
+    """How many times it was received, this time included: more than 1 says that an earlier
+    receiver failed, or died, or was too slow.
+    """
+    size: int = field(default=0, repr=False, compare=False)
+    """Bytes of the body and the attributes."""
+    receipt: Any = field(default=None, repr=False, compare=False)
+    """What proves to the queue that one holds the lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that was given up, and why."""
+
+    id: str
+    body: str
+    """As it was stored: perhaps no JSON."""
+    attributes: Mapping[str, Any]
+    receive_count: int
+    reason: str
+    died_at: float
+    """Epoch seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """How many messages there are; on SQS approximately."""
+
+    ready: int
+    """Can be received now, or as soon as those before them in their group are gone."""
+    delayed: int
+    """Wait for their time."""
+    in_flight: int
+    """Received, and not acknowledged yet."""
+    dead: int
+    """Dead letters."""
+
+
+class MessageQueue(ABC):
+    """Messages at least once: received, it is leased, and comes again unless it is acknowledged.
+
+    A received message is invisible to others for ``visibility_timeout`` seconds. Whoever needs it
+    longer extends the lease; whoever lost it, because time ran out and another received the
+    message, gets `LeaseLost`, and its acknowledgement does nothing. Handlers should bear to see
+    a message twice.
+
+    Methods that take a batch give one result for each of its messages, in order: None where it
+    was done, else the error. ``async with`` closes the queue.
+    """
+
+    visibility_timeout: float
+    """Seconds that a received message is invisible to others, until it is extended."""
+    max_receives: int
+    """A message that failed so often is given up: it becomes a dead letter."""
+
+    async def send(self, batch: Iterable[Message]) -> list[str]:
+        """Sends all, durably, and gives their ids.
+
+        A message whose ``deduplication_id`` was sent lately gets the id of the first.
+
+        Raises:
+            InvalidType, InvalidValue: one is no message, or its body or an attribute can't be sent;
+                then none was.
+            SendFailed: some were not sent; it says which, and why.
+        """
+        from async_task_manager.queues._drafts import drafted
+
+        return await self._send([drafted(message, i) for i, message in enumerate(batch)])
+
+    @abstractmethod
+    async def _send(self, drafts: list[Any]) -> list[str]: ...
+
+    @abstractmethod
+    async def receive(self, max_messages: int = 10, wait_seconds: float = 0.0) -> list[Message]:
+        """Up to so many messages, each leased for ``visibility_timeout`` seconds.
+
+        Waits up to ``wait_seconds`` for the first; none by then: an empty list. A message whose
+        body is no JSON is not given out: it becomes a dead letter.
+        """
+
+    @abstractmethod
+    async def acknowledge(self, batch: Sequence[Message]) -> list[Exception | None]:
+        """They are done, and gone for good."""
+
+    @abstractmethod
+    async def extend(self, batch: Sequence[Message], seconds: float) -> list[Exception | None]:
+        """Their leases end ``seconds`` from now."""
+
+    @abstractmethod
+    async def release(
+        self,
+        batch: Sequence[Message],
+        delay: float = 0.0,
+        *,
+        reason: str = "",
+        counted: bool = True,
+    ) -> list[Exception | None]:
+        """Gives them back, to be received again in ``delay`` seconds.
+
+        Args:
+            batch: Received messages.
+            delay: Seconds, at least 0.
+            reason: What went wrong, for the dead letter that may come of it: a message that
+                was received ``max_receives`` times becomes one.
+            counted: False: they were not looked at, and this receive shall not count (on SQS it
+                does).
+        """
+
+    @abstractmethod
+    async def dead_letter(self, batch: Sequence[Message], reason: str) -> list[Exception | None]:
+        """Gives them up for good, and keeps them as dead letters."""
+
+    @abstractmethod
+    async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
+        """Those that were given up, the oldest first (on SQS, a sample)."""
+
+    @abstractmethod
+    async def redrive(self, ids: Iterable[str] | None = None) -> int:
+        """Sends dead letters again, these or all, with no receive counted; gives how many."""
+
+    @abstractmethod
+    async def depth(self) -> Depth:
+        """How many messages there are."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Lets go of files and connections; twice is as good as once. Leases stay as they are."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
