@@ -19,6 +19,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from async_task_manager._driver import Driver, expire, never_began
+from async_task_manager._forecast import Durations
 from async_task_manager._room import Room
 from async_task_manager._samplers import Samplers
 from async_task_manager.errors import (
@@ -59,6 +60,10 @@ WALL_CHECK = 1.0
 
 WALL_TOLERANCE = 0.001
 """Seconds by which wall and loop time may drift apart before that counts as a step."""
+
+LESSONS_PER_TURN = 8
+"""Ends from which durations are learnt, between two looks at the chain: where many tasks end at
+once, these are enough, and the rest is free."""
 
 HOOKS_GRACE = 0.1
 """Seconds that `stop` gives an ``on_task_done`` that is under way, before it cancels it."""
@@ -116,6 +121,8 @@ class Engine:
         self._ends: dict[TaskState, int] = dict.fromkeys(
             ("succeeded", "failed", "cancelled", "expired", "rejected"), 0
         )
+        self._durations = Durations()
+        self._lessons = LESSONS_PER_TURN
         self._context: Context | None = None
         self._room: Room | None = None
         self._on_end: list[Callable[[Task[Any]], None]] = []  # who keeps something of what ended
@@ -258,6 +265,7 @@ class Engine:
         self._pumping = False
         if not self._going or self._ending:
             return
+        self._lessons = LESSONS_PER_TURN
         chain = self._chain
         loop = self._loop
         assert loop is not None
@@ -381,6 +389,9 @@ class Engine:
             kind, value = self._unlimit(task._options, kind, value)
         if kind == "failed" and isinstance(value, ENDS_THE_LOOP):
             self._ending = True
+        if self._lessons and run.started is not None and kind != "cancelled":
+            self._lessons -= 1
+            self._durations.learn(task, now - run.started)
         again = False
         try:
             if kind == "succeeded":

@@ -32,6 +32,8 @@ from typing import (
 
 from async_task_manager._driver import hand_over
 from async_task_manager._engine import Engine
+from async_task_manager._explain import Backlog, Explanation
+from async_task_manager._forecast import DurationsSpec, Forecast, WhatIf, durations_by, look
 from async_task_manager._overview import LimitStatus, QueueLengths, Stats, Status, TaskStatus
 from async_task_manager._room import OVERFLOW, Room
 from async_task_manager._validate import number, one_of, optional, whole
@@ -45,8 +47,9 @@ from async_task_manager.errors import (
 )
 from async_task_manager.events import Observer
 from async_task_manager.strategies.base import BaseStrategy
+from async_task_manager.strategies.chain import Chain
 from async_task_manager.strategies.time_based import instant_of
-from async_task_manager.task import Options, Task, Work, discard
+from async_task_manager.task import Options, Task, Work, discard, wall_time
 
 if TYPE_CHECKING:
     from typing import Self
@@ -622,6 +625,118 @@ class TaskManager(Engine):
                 self._chain.dispatch.watch(False)
 
         return unsubscribe
+
+    # ---- why, and when ----------------------------------------------------------------------
+
+    @overload
+    def explain(self) -> Backlog: ...
+    @overload
+    def explain(self, task: Task[Any] | int) -> Explanation: ...
+    def explain(self, task: Task[Any] | int | None = None) -> Explanation | Backlog:
+        """Why a task waits: its place in line, and the stages that bind; ``str()`` is a sentence.
+
+        Without a task: what all queued tasks wait for, the most of them first.
+
+        Raises:
+            InvalidState: the task is not this manager's, or no queued or running one has this id.
+
+        O(tasks that wait for the same); for all O(queued).
+        """
+        now, note = self._clock(), self._life()
+        if task is None:
+            return Backlog.of(self._chain, len(self._running), now, self._to_wall(), note)
+        return Explanation.of(self._chain, self._mine(task), now, self._to_wall(), note)
+
+    def eta(self, task: Task[Any] | int, *, durations: DurationsSpec = None) -> Forecast:
+        """When a task will start and end, if nothing but the known happens: the chain is copied as
+        it stands, and run ahead without waiting.
+
+        Args:
+            task: A queued or running task, or its id.
+            durations: How many seconds tasks run: by name, or a function of the task. Else what the
+                manager has learnt from tasks of the same name (a number at its end doesn't count),
+                of a name that never ended from all, and 0 where none has ended yet.
+
+        A paused or stopped manager is taken to go on now. Tasks that end with an error, come later
+        or settle other costs are not foreseen.
+
+        Raises:
+            InvalidState: as `explain`; or a strategy of the chain speaks the four methods only, so
+                that nobody can foresee it.
+            InvalidType: ``durations`` is neither.
+
+        Some 10 microseconds for each queued task, and 10 for each start until then.
+        """
+        mine = self._mine(task)
+        _, forecast = self._look_ahead(mine, durations, to_the_end=False)
+        return forecast
+
+    def what_if(
+        self,
+        change: Callable[[Chain], object],
+        task: Task[Any] | int | None = None,
+        *,
+        durations: DurationsSpec = None,
+    ) -> WhatIf:
+        """What a change would bring: when the task starts and when the queue ends, without it and
+        with it. Nothing is changed here.
+
+        Args:
+            change: Is given a copy of the chain: ``lambda chain: setattr(chain["groq"],
+                "max_requests", 60)``.
+            task: The task to look for, or its id; None: that which would start last.
+            durations: As for `eta`.
+
+        Raises:
+            InvalidState, InvalidType: as `eta`; ``change`` cannot be called.
+            What ``change`` raises.
+
+        Twice as long as an `eta` of the last task.
+        """
+        if not callable(change):
+            raise InvalidType(f"change must be a function of the chain, not {change!r}")
+        mine = None if task is None else self._mine(task)
+        mine, before = self._look_ahead(mine, durations, to_the_end=True)
+        _, after = self._look_ahead(mine, durations, to_the_end=True, change=change)
+        return WhatIf("nothing" if mine is None else mine.name, before, after)
+
+    def _look_ahead(
+        self,
+        task: Task[Any] | None,
+        durations: DurationsSpec,
+        *,
+        to_the_end: bool,
+        change: Callable[[Chain], object] | None = None,
+    ) -> tuple[Task[Any] | None, Forecast]:
+        now = self._clock()
+        running = {}
+        for one in self._running:
+            began = one._run.started if one._run is not None else None
+            running[one] = now if began is None else began  # its first step comes next
+        lasts = durations_by(durations, self._durations)
+        found, forecast = look(
+            self._chain, now, running, lasts, task, to_the_end=to_the_end, change=change
+        )
+        return found, forecast.shifted(self._to_wall())
+
+    def _mine(self, task: Task[Any] | int) -> Task[Any]:
+        """The task, if it is one of this manager's."""
+        found = task if isinstance(task, Task) else self._find(task)
+        if found is None or found._lane is None or found._lane.chain is not self._chain:
+            raise InvalidState(f"{task!r} is no task that is queued or runs here")
+        return found
+
+    def _to_wall(self) -> float:
+        """What makes epoch seconds of chain time, by the wall clock as it is now."""
+        return self._offset if self._started else wall_time() - self._clock()
+
+    def _life(self) -> str | None:
+        """What of the manager's life keeps everything from starting."""
+        if self._broken is not None:
+            return "a strategy failed"
+        if not self._going:
+            return "the manager was stopped" if self._started else "the manager was not started"
+        return "the manager is paused" if self._paused else None
 
     # ---- by id ------------------------------------------------------------------------------
 

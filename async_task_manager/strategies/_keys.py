@@ -19,6 +19,8 @@ __all__ = [
     "plain",
     "read_cost",
     "read_key",
+    "shown",
+    "span_words",
     "too_large",
     "words",
     "write_cost",
@@ -26,6 +28,8 @@ __all__ = [
 ]
 
 S = TypeVar("S")
+
+SPANS: dict[float, str] = {1: "second", 60: "minute", 3600: "hour", 86400: "day"}
 
 ROOMY = 1024
 """Keys for which a table is not worth making smaller."""
@@ -92,10 +96,20 @@ def plain(cost: Cost) -> float:
     return cost
 
 
-def words(limit: Limit, amount: Cost) -> str:
-    """The amount in the limit's own unit: "5 tasks", "6000 tokens"."""
-    unit = limit.cost if isinstance(limit.cost, str) else "task" if limit.cost is None else "unit"
+def words(limit: Limit, amount: Cost, one: str = "task") -> str:
+    """The amount in the limit's own unit: "5 tasks", "6000 tokens"; ``one``: what is counted."""
+    unit = limit.cost if isinstance(limit.cost, str) else one if limit.cost is None else "unit"
     return f"{plain(amount)} {unit}{'' if amount == 1 or unit.endswith('s') else 's'}"
+
+
+def shown(amount: Cost) -> str:
+    """The number as it is said: two decimals are enough."""
+    return f"{round(float(amount), 2):.12g}"
+
+
+def span_words(seconds: float) -> str:
+    """A length of time as it is said: "minute", "90 s"."""
+    return SPANS.get(seconds, f"{seconds:g} s")
 
 
 def per_key(limit: Limit) -> str:

@@ -23,11 +23,13 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
 
 from async_task_manager._validate import exact, number
 from async_task_manager.errors import InvalidType, InvalidValue
+from async_task_manager.strategies._keys import shown
 
 if TYPE_CHECKING:
     from async_task_manager.strategies.chain import Chain
@@ -451,6 +453,11 @@ class Limit(Role):
     def usage(self, key: Hashable, now: float) -> Usage:
         """How much is in use for this key."""
 
+    def tell(self, usage: Usage) -> str:
+        """What is used, as the rest of a sentence: "has used 30 of 30 requests this minute"."""
+        used = f"{shown(usage.used)} of {shown(usage.capacity)}"
+        return f"has {used} in use ({self.describe()})"
+
     def keys(self) -> Iterable[Hashable]:
         """The keys of which something is, or was lately, in use: for status."""
         return ()
@@ -475,6 +482,12 @@ def _exactly(name: str, value: object) -> float:
     return cast("float", exact(number(name, value, at_least=0)))
 
 
+def _is_set(limit: Limit, word: str) -> bool:
+    """Whether a limit has a parameter of that name that can be set."""
+    member = getattr(type(limit), word, None)
+    return isinstance(member, property) and member.fset is not None
+
+
 class Branch:
     """One way through a router: a name, and limits of its own."""
 
@@ -494,6 +507,39 @@ class Branch:
         for limit in self._limits:
             if not isinstance(limit, Limit):
                 raise InvalidType(f"limits of {name!r} must be limits, not {limit!r}")
+
+    def __getattr__(self, name: str) -> Any:
+        """A parameter of the one limit that has it: ``provider.max_concurrent``."""
+        return getattr(self._owner(name), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Its own attributes first: those of a subclass, too.
+        if name.startswith("_") or hasattr(type(self), name):
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self._owner(name), name, value)
+
+    def _owner(self, name: str) -> Limit:
+        """The limit that has such a parameter, if exactly one has."""
+        if name.startswith("_"):  # also where a copy is being made, and there are no limits yet
+            raise AttributeError(name)
+        owners = [limit for limit in self._limits if not callable(getattr(limit, name, len))]
+        if len(owners) == 1:
+            return owners[0]
+        if owners:
+            raise AttributeError(
+                f"{self.name!r} has {len(owners)} limits with a {name!r}: set it on one of "
+                f"`.limits`, {list(self._limits)!r}"
+            )
+        known = sorted(
+            {word for limit in self._limits for word in dir(type(limit)) if _is_set(limit, word)}
+        )
+        near = get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise AttributeError(
+            f"{self.name!r} has no {name!r}, and no limit of its has "
+            f"(theirs: {', '.join(known) or 'none'}){hint}"
+        )
 
     @property
     def limits(self) -> tuple[Limit, ...]:

@@ -26,7 +26,10 @@ from async_task_manager.strategies._calendar import Calendar
 from async_task_manager.strategies._dispatch import Dispatch
 from async_task_manager.strategies._foreign import ForeignStage
 from async_task_manager.strategies._gates import Gate, RouterGate
+from async_task_manager.strategies._names import named
+from async_task_manager.strategies._reasons import Waiting, waiting
 from async_task_manager.strategies._single_lane import SingleLane
+from async_task_manager.strategies._snapshot import snapshot_of
 from async_task_manager.strategies.base import (
     ALL,
     BaseStrategy,
@@ -704,6 +707,45 @@ class Chain(BaseStrategy):
         return None
 
     # ---- what people ask --------------------------------------------------------------------
+
+    def __getitem__(self, name: str | int) -> Any:
+        """A stage, or a provider of a router among them.
+
+        Args:
+            name: A provider's name; or that of a stage's class, also as people write it
+                ("sliding_window", "SlidingWindow"); or its place, from 0.
+
+        Raises:
+            InvalidValue: nothing has that name, or several stages have.
+            IndexError: there is no such place.
+        """
+        return self.stages[name] if isinstance(name, int) else named(self, name)
+
+    def __iter__(self) -> Iterator[BaseStrategy]:
+        return iter(self.stages)
+
+    def explain(self, task: Task[Any], now: float) -> Waiting:
+        """Why a task that is queued here has not started: its place in line, and what binds.
+
+        O(tasks that wait for the same).
+        """
+        return waiting(self, task, now)
+
+    def snapshot(self, running: Iterable[Task[Any]] = ()) -> Chain:
+        """A copy of the chain as it stands, to be run ahead: policies in the same state, and a
+        ghost of every queued task, with the same id, work and metadata and a state of its own.
+
+        Args:
+            running: The tasks that run, whose ghosts can be finished there. Without them, what they
+                hold stays taken.
+
+        Raises:
+            InvalidState: a stage speaks the four methods only (nobody knows what it would do), or
+                cannot be copied.
+
+        Some 10 microseconds per queued task. Listeners are not copied.
+        """
+        return snapshot_of(self, running)[0]
 
     def usage(self, now: float) -> dict[str, Any]:
         """Per limit its `Usage`; per limit with a key one for each key, of the first hundred that

@@ -7,7 +7,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from async_task_manager._validate import exact, number
-from async_task_manager.strategies._keys import call, per_key, plain, too_large, words
+from async_task_manager.strategies._keys import call, per_key, plain, shown, too_large, words
 from async_task_manager.strategies.base import Cost, CostSpec, KeySpec, Limit, Usage
 
 if TYPE_CHECKING:
@@ -103,6 +103,10 @@ class ConcurrentLimitStrategy(Limit):
     def describe(self) -> str:
         """In words: "at most 5 tasks at once"."""
         return f"at most {words(self, self._max)} at once{per_key(self)}"
+
+    def tell(self, usage: Usage) -> str:
+        """In a sentence: "runs 5 of 5 tasks at once"."""
+        return f"runs {shown(usage.used)} of {words(self, self._max)} at once"
 
     def __repr__(self) -> str:
         return call(self, self.max_concurrent)

@@ -167,5 +167,10 @@ class DelayedStrategy(Limit):
         way = "starts at least" if self._from_start else "one at a time,"
         return f"{way} {self._delay} s apart{per_key(self)}"
 
+    def tell(self, usage: Usage) -> str:
+        """In a sentence: "runs one task at a time, 2 s apart"."""
+        way = "starts tasks at least" if self._from_start else "runs one task at a time,"
+        return f"{way} {self._delay:g} s apart"
+
     def __repr__(self) -> str:
         return call(self, self._delay, measure_from="start" if self._from_start else None)

@@ -18,6 +18,8 @@ from async_task_manager.strategies._keys import (
     plain,
     read_cost,
     read_key,
+    shown,
+    span_words,
     too_large,
     words,
     write_cost,
@@ -312,6 +314,13 @@ class FixedWindowStrategy(Limit):
         window = self._window if isinstance(self._window, str) else f"{self._window} s"
         zone = f" ({self._zone})" if isinstance(self._window, str) else ""
         return f"at most {words(self, self._max)} per {window}{zone}{per_key(self)}"
+
+    def tell(self, usage: Usage) -> str:
+        """In a sentence: "has used 500 of 500 requests this day"."""
+        window = self._window
+        span = window if isinstance(window, str) else span_words(window)
+        this = f"this {span}" if span.isalpha() else f"in these {span}"
+        return f"has used {shown(usage.used)} of {words(self, self._max, 'request')} {this}"
 
     def __repr__(self) -> str:
         return call(

@@ -16,6 +16,8 @@ from async_task_manager.strategies._keys import (
     plain,
     read_cost,
     read_key,
+    shown,
+    span_words,
     too_large,
     words,
     write_cost,
@@ -297,6 +299,11 @@ class SlidingWindowStrategy(Limit):
         """In words: "at most 30 tasks in any 60 s"."""
         apart = f", {self._min_interval} s apart" if self._min_interval else ""
         return f"at most {words(self, self._max)} in any {self._window} s{apart}{per_key(self)}"
+
+    def tell(self, usage: Usage) -> str:
+        """In a sentence: "has used 30 of 30 requests in the last minute"."""
+        most = words(self, self._max, "request")
+        return f"has used {shown(usage.used)} of {most} in the last {span_words(self._window)}"
 
     def __repr__(self) -> str:
         return call(

@@ -13,6 +13,7 @@ from async_task_manager.strategies._keys import (
     plain,
     read_cost,
     read_key,
+    shown,
     too_large,
     words,
     write_cost,
@@ -219,6 +220,11 @@ class TokenBucketStrategy(Limit):
         """In words: "at most 10 tasks per second, 20 at once"."""
         rate = words(self, self._rate)
         return f"at most {rate} per second, {self.burst} at once{per_key(self)}"
+
+    def tell(self, usage: Usage) -> str:
+        """In a sentence: "has used 4.2 of the 5 requests that may go at once"."""
+        most = words(self, usage.capacity, "request")
+        return f"has used {shown(usage.used)} of the {most} that may go at once"
 
     def __repr__(self) -> str:
         catch_up = self._catch_up if self._catch_up != 0.01 else None
