@@ -445,6 +445,7 @@ class Oracle:
                     head.grants.append((limit, limit.acquire(*self.terms(node, head), now)))
                 gate.took(branch, now)
                 head.provider = branch.name
+        head.task._enter([])  # it counts the attempts
         head.state = "running"
         lane.moves = 0
         lane.kept = []

@@ -11,7 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count, pairwise
@@ -22,8 +22,14 @@ import oracle
 import pytest
 from oracle import Oracle
 
-from async_task_manager.errors import TaskManagerError, TaskRejected
+from async_task_manager.errors import (
+    NonRetryable,
+    RateLimited,
+    TaskManagerError,
+    TaskRejected,
+)
 from async_task_manager.strategies import _dispatch, _lanes, _single_lane, chain
+from async_task_manager.strategies.backoff import exponential, fixed
 from async_task_manager.strategies.base import (
     BaseStrategy,
     Cost,
@@ -42,6 +48,7 @@ from async_task_manager.strategies.fair_share import FairShareStrategy
 from async_task_manager.strategies.fixed_window import FixedWindowStrategy
 from async_task_manager.strategies.priority_queue import PriorityQueueStrategy
 from async_task_manager.strategies.provider_router import Provider, ProviderRouterStrategy
+from async_task_manager.strategies.retry import RetryBudget, RetryStrategy
 from async_task_manager.strategies.sliding_window import SlidingWindowStrategy
 from async_task_manager.strategies.time_based import TimeBasedStrategy
 from async_task_manager.strategies.token_bucket import TokenBucketStrategy
@@ -257,7 +264,37 @@ def stages(rng: random.Random) -> list[BaseStrategy]:
             found.append(fair_share(rng))
         else:
             found.append(RetryFailures(rng.choice([1, 2]), rng.choice([-inf, 0, 0.25, 1])))
+    if rng.random() < 0.2:
+        found.append(retry(rng))
     return found
+
+
+def retry(rng: random.Random) -> RetryStrategy:
+    jitter: Any = rng.choice([None, "full", "equal"])
+    backoffs: list[Any] = [
+        fixed(0),
+        fixed(GRID),
+        exponential(GRID, maximum=2, jitter=jitter),
+        lambda attempt: attempt / 4,
+    ]
+    return RetryStrategy(
+        rng.choice([1, 2, 3]),
+        backoff=rng.choice(backoffs),
+        retry_on=rng.choice([Exception, OSError]),
+        budget=rng.choice([None, None, RetryBudget(0.5, 0.1), RetryBudget(0, 0)]),
+        max_rate_limited=rng.choice([0, 2, 4]),
+        seed=rng.randrange(9),
+    )
+
+
+def error(rng: random.Random) -> Exception:
+    """What an attempt fails with."""
+    after = rng.choice(
+        [None, 0, GRID, 1, 2, datetime.fromtimestamp(EPOCH + rng.choice([1, 3]), UTC)]
+    )
+    return rng.choice(
+        [ValueError(), OSError(), NonRetryable(), RateLimited(), RateLimited(retry_after=after)]
+    )
 
 
 class World:
@@ -472,10 +509,11 @@ class Life:
         attempt.alive = False
         attempt.ended, attempt.ended_order = self.now, next(self.orders)
         del self.running[attempt.number]
+        outcome = Outcome(
+            kind, attempt.began, self.now, error(self.rng) if kind == "failure" else None
+        )
         again = self.both(
-            lambda world: world.machine.finish(
-                world.tasks[attempt.number], Outcome(kind, attempt.began, self.now), self.now
-            )
+            lambda world: world.machine.finish(world.tasks[attempt.number], outcome, self.now)
         )
         if not again:
             self.chain.tasks[attempt.number]._end("succeeded", None)
