@@ -478,6 +478,16 @@ class Engine:
         if not self._pumping:
             self._look(now)
 
+    def observe(self, task: Task[Any], sample: Any) -> None:
+        """A running task was told something that its limits may want to know."""
+        now = self._clock()
+        try:
+            self._chain.observe(task, sample, now)
+        except Exception as error:
+            self._break(self._chain.blame(error))
+        if not self._pumping:
+            self._look(now)
+
     def _sweep(self) -> None:
         """Tasks that the chain gave up on get their outcome."""
         while self._chain.out:

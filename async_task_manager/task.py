@@ -140,6 +140,7 @@ class Host(Accounts, Protocol):
     def wake(self) -> None: ...
     def cancel(self, task: Task[Any]) -> bool: ...
     def settle(self, task: Task[Any], actual: Any) -> None: ...
+    def observe(self, task: Task[Any], sample: Any) -> None: ...
     def waits(self, task: Task[Any], other: Task[Any]) -> None: ...
     def waits_no_more(self, task: Task[Any], other: Task[Any]) -> None: ...
 
@@ -493,6 +494,23 @@ class Task(Generic[T_co]):
         host = self._host()
         if host is not None:
             host.settle(self, actual)
+
+    def observe(self, sample: Any) -> None:
+        """Tells the limits that this task holds a grant of what the running attempt was told.
+
+        Args:
+            sample: The headers of a response (a mapping) for windows and buckets, which follow what
+                the server counts, and for cooldowns, which wait out its ``retry-after``; anything
+                else for limits of your own. What a limit doesn't understand it passes over.
+
+        Raises:
+            InvalidState: it doesn't run.
+        """
+        if self._state != "running":
+            raise InvalidState(f"{self!r} does not run: there is nothing to observe")
+        host = self._host()
+        if host is not None:
+            host.observe(self, sample)
 
     async def run(self) -> T_co:
         """Runs the work here and now, and gives its result: for a task that no manager runs.

@@ -14,6 +14,7 @@ from async_task_manager.strategies import (
     BaseStrategy,
     CircuitBreakerStrategy,
     ConcurrentLimitStrategy,
+    CooldownStrategy,
     DelayedStrategy,
     FairShareStrategy,
     FixedWindowStrategy,
@@ -57,6 +58,7 @@ class Polled(BaseStrategy):
 STRATEGIES: list[Callable[[], BaseStrategy]] = [
     lambda: ConcurrentLimitStrategy(2),
     lambda: ConcurrentLimitStrategy(3, key="user", cost="tokens", default_cost=1),
+    lambda: CooldownStrategy(key="user"),
     lambda: DelayedStrategy(0.5),
     lambda: DelayedStrategy(0.5, key="user", measure_from="start"),
     lambda: FairShareStrategy(key="user", levels=(0, 1, 3), weights={"a": 2}, guaranteed=1),

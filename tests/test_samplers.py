@@ -34,7 +34,7 @@ class Measured(ConcurrentLimitStrategy):
     def sampling(self, now: float) -> Sampling | None:
         return Sampling(self.sample, self.interval) if self._used else None
 
-    def observe(self, sample: Any, now: float) -> None:
+    def observe(self, sample: Any, now: float, key: Any = None, grant: Any = None) -> None:
         self.seen.append((now, sample))
 
 

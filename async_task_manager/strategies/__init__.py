@@ -28,6 +28,7 @@ from async_task_manager.strategies.base import (
 from async_task_manager.strategies.chain import Chain
 from async_task_manager.strategies.circuit_breaker import CircuitBreakerStrategy
 from async_task_manager.strategies.concurrent_limit import ConcurrentLimitStrategy
+from async_task_manager.strategies.cooldown import CooldownStrategy
 from async_task_manager.strategies.delayed import DelayedStrategy
 from async_task_manager.strategies.fair_share import FairShareStrategy
 from async_task_manager.strategies.fixed_window import FixedWindowStrategy
@@ -46,6 +47,7 @@ __all__ = [
     "Chain",
     "CircuitBreakerStrategy",
     "ConcurrentLimitStrategy",
+    "CooldownStrategy",
     "DelayedStrategy",
     "FairShareStrategy",
     "Feedback",

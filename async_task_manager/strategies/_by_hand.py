@@ -76,6 +76,11 @@ class ByHand:
         assert chain is not None
         chain.settle(task, actual, self.time())
 
+    def observe(self, task: Task[Any], sample: Any) -> None:
+        chain = self._chain()
+        assert chain is not None
+        chain.observe(task, sample, self.time())
+
     def waits(self, task: Task[Any], other: Task[Any]) -> None:
         pass
 

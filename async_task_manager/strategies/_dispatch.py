@@ -422,24 +422,25 @@ class Dispatch:
                 branch, inner = grant
                 yield from zip(branch.limits, inner, strict=False)
 
-    def granted(self, task: Task[Any]) -> Iterator[tuple[Limit, Any, Node | None]]:
-        """Every limit that the running task holds a grant of, with the node of its key."""
+    def granted(self, task: Task[Any]) -> Iterator[tuple[Limit, Hashable, Any, Node | None]]:
+        """Every limit that the running task holds a grant of, with its key and the node of that."""
         lane = task._lane
         assert lane is not None
         assert task._run is not None
         for gate, key, grant in zip(self.gates, lane.keys, task._run.grants, strict=True):
             if isinstance(gate, Gate):
-                yield gate.limit, grant, gate.nodes.get(key)
+                yield gate.limit, key, grant, gate.nodes.get(key)
             else:
                 branch, inner_grants = grant
                 inner = gate.inner.get(branch)
                 for i, (limit, own) in enumerate(zip(branch.limits, inner_grants, strict=True)):
-                    node = inner[i].nodes.get(key[1][branch][i]) if inner is not None else None
-                    yield limit, own, node
+                    inner_key = key[1][branch][i]
+                    node = inner[i].nodes.get(inner_key) if inner is not None else None
+                    yield limit, inner_key, own, node
 
     def begun(self, task: Task[Any], now: float) -> bool:
         """The first instruction runs; True if a limit that awaited it may be open for others."""
-        for limit, grant, node in self.granted(task):
+        for limit, _, grant, node in self.granted(task):
             limit.started(grant, now)
             if node is not None:
                 self.dirty[node] = None
@@ -447,7 +448,7 @@ class Dispatch:
 
     def release(self, task: Task[Any], outcome: Outcome, now: float) -> None:
         failed: Exception | None = None
-        for limit, grant, node in self.granted(task):
+        for limit, _, grant, node in self.granted(task):
             try:
                 limit.release(grant, outcome, now)
             except Exception as error:
@@ -460,7 +461,7 @@ class Dispatch:
             raise failed
 
     def settle(self, task: Task[Any], actual_of: Any, now: float) -> None:
-        for limit, grant, node in self.granted(task):
+        for limit, _, grant, node in self.granted(task):
             actual = actual_of(limit)
             if actual is not None:
                 limit.settle(grant, actual, now)
@@ -468,6 +469,12 @@ class Dispatch:
                     self.dirty[node] = None
         assert task._lane is not None
         self.regroup(task._lane, now)
+
+    def observe(self, task: Task[Any], sample: Any, now: float) -> None:
+        for limit, key, grant, node in self.granted(task):
+            limit.observe(sample, now, key, grant)
+            if node is not None:
+                self.dirty[node] = None
 
     # ---- live change ------------------------------------------------------------------------
 

@@ -173,6 +173,11 @@ class SingleLane:
                 limit.settle(grant, actual, now)
         self.look(now)
 
+    def observe(self, task: Task[Any], sample: Any, now: float) -> None:
+        for limit, grant in zip(self.limits, self.grants_of(task), strict=True):
+            limit.observe(sample, now, None, grant)
+        self.look(now)
+
     @staticmethod
     def grants_of(task: Task[Any]) -> Any:
         return task._run.grants  # type: ignore[union-attr]  # it runs, so it has one

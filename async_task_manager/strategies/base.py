@@ -442,6 +442,13 @@ class Limit(Role):
     def settle(self, grant: Any, actual: float, now: float) -> None:
         """The actual cost is known."""
 
+    def observe(self, sample: Any, now: float, key: Hashable = None, grant: Any = None) -> None:
+        """Takes in a fact from outside: a sample of the manager's, or, with its key and grant, what
+        a running task was told, such as the headers of a response.
+
+        What the limit doesn't understand it passes over.
+        """
+
     def release(self, grant: Any, outcome: Outcome, now: float) -> None:
         """Takes the grant back, exactly once per acquire: end, error or cancel.
 

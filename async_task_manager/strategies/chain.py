@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from math import inf
@@ -593,6 +593,17 @@ class Chain(BaseStrategy):
             return actual
 
         self.dispatch.settle(task, actual_of, now)
+
+    def observe(self, task: Task[Any], sample: Any, now: float) -> None:
+        """A running task was told something, such as the headers of a response: whatever limits it
+        holds a grant of hear of it.
+        """
+        self.now = now
+        if isinstance(sample, Mapping) and self._offset is not None:
+            from async_task_manager.headers import dated  # slow to load, and few need it
+
+            sample = dated(sample, now + self._offset)
+        self.dispatch.observe(task, sample, now)
 
     def cancel(self, task: Task[Any], now: float, state: TaskState = "cancelled") -> None:
         """A queued task shall not run: it leaves whatever it waits for at once."""

@@ -314,7 +314,7 @@ class CircuitBreakerStrategy(Limit):
         async with asyncio.timeout(self._interval):
             return bool(await (self._check() if self.key is None else self._check(key)))
 
-    def observe(self, sample: Any, now: float) -> None:
+    def observe(self, sample: Any, now: float, key: Hashable = None, grant: Any = None) -> None:
         """Closes the circuits that were found to be well again, unless they changed meanwhile."""
         if isinstance(sample, _Well):
             for circuit, generation in sample.circuits:
