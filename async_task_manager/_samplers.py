@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import weakref
 from collections.abc import Callable
 from contextvars import Context
 from typing import TYPE_CHECKING
@@ -27,8 +28,9 @@ class Samplers:
         self, chain: Chain, clock: Callable[[], float], give_up: Callable[[StrategyError], None]
     ) -> None:
         self._chain = chain
-        self._clock = clock
-        self._give_up = give_up
+        # Weak, or the manager would lead back to itself, and outlive its last user.
+        self._clock = weakref.WeakMethod(clock)
+        self._give_up = weakref.WeakMethod(give_up)
         self._tasks: dict[Role, asyncio.Task[None]] = {}
 
     def look(self, loop: asyncio.AbstractEventLoop, now: float) -> None:
@@ -55,17 +57,28 @@ class Samplers:
         try:
             return policy.sampling(now)
         except Exception as error:
-            self._give_up(self._chain.blame(error, policy))
+            self._break(error, policy)
             return None
+
+    def _break(self, error: Exception, policy: Role) -> None:
+        give_up = self._give_up()
+        assert give_up is not None  # it gave the time just now
+        give_up(self._chain.blame(error, policy))
+
+    def _now(self) -> float:
+        clock = self._clock()
+        if clock is None:
+            raise asyncio.CancelledError  # whoever wanted to know is gone
+        return clock()
 
     async def _follow(self, policy: Role) -> None:
         me = asyncio.current_task()
         told = False
         try:
-            wanted = self._wanted(policy, self._clock())
+            wanted = self._wanted(policy, self._now())
             while wanted is not None:
                 await asyncio.sleep(wanted.interval)
-                wanted = self._wanted(policy, self._clock())
+                wanted = self._wanted(policy, self._now())
                 if wanted is None:
                     return
                 try:
@@ -78,9 +91,9 @@ class Samplers:
                     told = True
                     continue
                 try:
-                    policy.observe(sample, self._clock())
+                    policy.observe(sample, self._now())
                 except Exception as error:
-                    self._give_up(self._chain.blame(error, policy))
+                    self._break(error, policy)
                     return
         finally:
             if self._tasks.get(policy) is me:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Callable
 from math import inf
 from typing import Any
@@ -92,6 +93,23 @@ def test_when_nothing_is_wanted_nothing_wakes() -> None:
 
     with pytest.raises(Deadlock):
         run_virtual(main())
+
+
+async def test_a_manager_that_is_dropped_measures_nothing_more() -> None:
+    class Always(Measured):
+        def sampling(self, now: float) -> Sampling | None:
+            return Sampling(self.sample, self.interval)
+
+    limit = Always(counter())
+    manager = TaskManager(limit)
+    await manager.idle()
+    await asyncio.sleep(5)
+    gone = weakref.ref(manager)
+    del manager
+    assert gone() is None
+    await asyncio.sleep(5)
+    assert limit.seen == [(2, 1), (4, 2)]
+    assert not any("_follow" in repr(task) for task in asyncio.all_tasks())
 
 
 async def test_a_sampler_that_raises_is_logged_once_and_harms_nothing(
