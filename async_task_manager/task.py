@@ -174,6 +174,7 @@ class Run:
         "attempt",
         "driver",
         "errors",
+        "failed_at",
         "finished",
         "grants",
         "provider",
@@ -185,6 +186,8 @@ class Run:
     driver: asyncio.Task[None] | None
     grants: Any
     provider: str | None
+    failed_at: tuple[str, ...] | None
+    """The branches of routers at which attempts failed, one after another."""
     attempt: int
     started: float | None
     finished: float | None

@@ -65,6 +65,9 @@ __all__ = ["Oracle"]
 Node: TypeAlias = "tuple[Any, ...]"
 """(stage, key), (stage, branch, position in it, key), or (stage, "pin", pin)."""
 
+Way: TypeAlias = "tuple[Branch, list[Branch]]"
+"""A branch, and those that would have been asked after it."""
+
 PATIENCE = 4
 
 
@@ -83,6 +86,7 @@ class Entry:
     closes: list[tuple[float, type[Exception]]] = field(default_factory=list)
     state: str = "held"
     grants: list[tuple[Limit, Any]] = field(default_factory=list)
+    taken: list[tuple[Router, Branch]] = field(default_factory=list)
     provider: str | None = None
 
 
@@ -332,15 +336,15 @@ class Oracle:
         lane.nodes = nodes
         return None
 
-    def ask(self, lane: Lane, head: Entry, now: float) -> tuple[list[Branch | None], list[Node]]:
+    def ask(self, lane: Lane, head: Entry, now: float) -> tuple[list[Way | None], list[Node]]:
         """The branches to take (None for a limit), or the nodes at which to wait."""
-        way: list[Branch | None] = []
+        way: list[Way | None] = []
         for i, gate in enumerate(self.gates):
             if isinstance(gate, Router):
-                branch, nodes = self.route(i, gate, lane, head, now)
-                if branch is None:
+                found, nodes = self.route(i, gate, lane, head, now)
+                if found is None:
                     return [], nodes
-                way.append(branch)
+                way.append(found)
             else:
                 node = (i, head.keys[i])
                 if self.blocked(node, lane) or gate.ready_at(*self.terms(node, head), now) > now:
@@ -350,23 +354,24 @@ class Oracle:
 
     def route(
         self, i: int, router: Router, lane: Lane, head: Entry, now: float
-    ) -> tuple[Branch | None, list[Node]]:
+    ) -> tuple[Way | None, list[Node]]:
         pin, keys = head.keys[i]
         nodes: list[Node] = []
         rejections: list[TaskRejected] = []
         too_large: TaskTooLarge | None = None
-        for branch in router.branches(pin):
-            if branch in keys:
-                try:
-                    closed = self.enter(i, branch, lane, head, now)
-                except TaskTooLarge as error:
-                    too_large = error
-                    continue
-                if closed is None:
-                    return branch, []
-                node, rejection = closed
-                nodes.append(node)
-                rejections += [rejection] if rejection is not None else []
+        branches = [branch for branch in router.branches(pin) if branch in keys]
+        order = list(router.choose(branches, head.task, now))
+        for at, branch in enumerate(order):
+            try:
+                closed = self.enter(i, branch, lane, head, now)
+            except TaskTooLarge as error:
+                too_large = error
+                continue
+            if closed is None:
+                return (branch, order[at + 1 :]), []
+            node, rejection = closed
+            nodes.append(node)
+            rejections += [rejection] if rejection is not None else []
         if rejections and len(rejections) == len(nodes):
             raise min(rejections, key=until)
         if too_large is not None and not nodes and not self.hope(router, head, i):
@@ -433,17 +438,19 @@ class Oracle:
             for node in lane.nodes
         )
 
-    def start(self, lane: Lane, head: Entry, way: list[Branch | None], now: float) -> None:
-        for i, (gate, branch) in enumerate(zip(self.gates, way, strict=True)):
+    def start(self, lane: Lane, head: Entry, way: list[Way | None], now: float) -> None:
+        for i, (gate, found) in enumerate(zip(self.gates, way, strict=True)):
             if isinstance(gate, Limit):
                 grant = gate.acquire(*self.terms((i, head.keys[i]), head), now)
                 head.grants.append((gate, grant))
             else:
-                assert branch is not None
+                assert found is not None
+                branch, others = found
                 for j, limit in enumerate(branch.limits):
                     node = (i, branch, j, head.keys[i][1][branch][j])
                     head.grants.append((limit, limit.acquire(*self.terms(node, head), now)))
-                gate.took(branch, now)
+                gate.took(branch, others, now)
+                head.taken.append((gate, branch))
                 head.provider = branch.name
         head.task._enter([])  # it counts the attempts
         head.state = "running"
@@ -486,6 +493,12 @@ class Oracle:
         for limit, grant in entry.grants:
             limit.release(grant, outcome, now)
         entry.grants = []
+        run = task._progress()  # where the strategies look
+        for router, branch in entry.taken:
+            router.ended(branch, outcome, now)
+            if outcome.kind == "failure":
+                run.failed_at = (*(run.failed_at or ()), branch.name)
+        entry.taken = []
         self.rerank(entry.groups, now)
         answers = [
             stage.review(task, outcome, now) for stage in self.stages if isinstance(stage, Feedback)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -29,6 +29,7 @@ from async_task_manager.errors import (
     TaskRejected,
 )
 from async_task_manager.strategies import _dispatch, _lanes, _single_lane, chain
+from async_task_manager.strategies._routing import KEYS
 from async_task_manager.strategies.backoff import exponential, fixed
 from async_task_manager.strategies.base import (
     BaseStrategy,
@@ -52,6 +53,7 @@ from async_task_manager.strategies.retry import RetryBudget, RetryStrategy
 from async_task_manager.strategies.sliding_window import SlidingWindowStrategy
 from async_task_manager.strategies.time_based import TimeBasedStrategy
 from async_task_manager.strategies.token_bucket import TokenBucketStrategy
+from async_task_manager.strategies.weighted_round_robin import WeightedRoundRobinStrategy
 from async_task_manager.task import Options, Outcome, Task
 
 LIVE: dict[str, list[Any]] = {
@@ -237,7 +239,25 @@ def fair_share(rng: random.Random) -> FairShareStrategy:
 
 def provider(rng: random.Random, name: str) -> Provider:
     limits = [limit(rng) for _ in range(rng.randint(0, 2))]
-    return Provider(name, limits, enabled=rng.random() < 0.9)
+    weight, price = rng.choice([1, 1, 2, 0.5, 5]), rng.choice([0, 1, 2])
+    return Provider(name, limits, enabled=rng.random() < 0.9, weight=weight, price=price)
+
+
+def last_first(task: Task, providers: Sequence[Provider]) -> list[Provider]:
+    """A policy as somebody might write it."""
+    return list(providers)[: -1 - task.metadata["number"] % 2 : -1]
+
+
+def router(rng: random.Random) -> ProviderRouterStrategy:
+    names = ["P1", "P2", "P3"][: rng.randint(1, 3)]
+    policy: Any = rng.choice(["ordered", "ordered", *KEYS, last_first])
+    if rng.random() < 0.2:
+        health = {"P1": rng.random() < 0.7}
+        weights = {name: rng.choice([1, 2, 5]) for name in ("P1", "P2", "P3")}
+        return WeightedRoundRobinStrategy(weights, health=health)
+    return ProviderRouterStrategy(
+        [provider(rng, name) for name in names], policy=policy, half_life=rng.choice([0.5, 60])
+    )
 
 
 def stages(rng: random.Random) -> list[BaseStrategy]:
@@ -256,8 +276,7 @@ def stages(rng: random.Random) -> list[BaseStrategy]:
         elif kind < 0.7:
             found.append(TimeBasedStrategy())
         elif kind < 0.83:
-            names = ["P1", "P2", "P3"][: rng.randint(1, 3)]
-            found.append(ProviderRouterStrategy([provider(rng, name) for name in names]))
+            found.append(router(rng))
         elif kind < 0.88:
             found.append(FewestRunning(rng.choice(["user", "model"])))
         elif kind < 0.93:

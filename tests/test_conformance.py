@@ -29,6 +29,7 @@ from async_task_manager.strategies import (
     TimeBasedStrategy,
     TokenBucketStrategy,
     Usage,
+    WeightedRoundRobinStrategy,
     fixed,
 )
 from async_task_manager.task import Outcome, Task
@@ -83,6 +84,12 @@ STRATEGIES: list[Callable[[], BaseStrategy]] = [
         ]
     ),
     lambda: RetryStrategy(3, backoff=fixed(0.2), budget=RetryBudget(0.5)),
+    lambda: ProviderRouterStrategy(
+        [Provider("P1", weight=3, price=2), Provider("P2", limits=[ConcurrentLimitStrategy(1)])],
+        policy="weighted",
+    ),
+    lambda: ProviderRouterStrategy([Provider("P1"), Provider("P2")], policy="fastest"),
+    lambda: WeightedRoundRobinStrategy({"a": 5, "b": 1}),
     lambda: Polled(0.1),
     lambda: Polled(None),
     lambda: Polled(0),

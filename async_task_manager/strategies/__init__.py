@@ -38,6 +38,7 @@ from async_task_manager.strategies.retry import RetryBudget, RetryStrategy
 from async_task_manager.strategies.sliding_window import SlidingWindowStrategy
 from async_task_manager.strategies.time_based import TimeBasedStrategy
 from async_task_manager.strategies.token_bucket import TokenBucketStrategy
+from async_task_manager.strategies.weighted_round_robin import WeightedRoundRobinStrategy
 
 __all__ = [
     "ALL",
@@ -71,6 +72,7 @@ __all__ = [
     "TokenBucketStrategy",
     "Usage",
     "WallTime",
+    "WeightedRoundRobinStrategy",
     "decorrelated",
     "exponential",
     "fibonacci",

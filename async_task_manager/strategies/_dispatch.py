@@ -10,11 +10,11 @@ lane only.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import count
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakValueDictionary
 
 from async_task_manager.errors import (
@@ -36,6 +36,9 @@ __all__ = ["Dispatch"]
 MAX_MOVES = 256
 """Nodes and lanes looked at in one pull: 100,000 of them behind one limit, or due at one instant,
 must not stall the loop."""
+
+Way: TypeAlias = "tuple[Branch, Sequence[Branch]]"
+"""The branch to take, and those that would have been asked after it."""
 
 PATIENCE = 4
 """Moves between nodes after which a lane holds its place at those it leaves. Without that, a task
@@ -275,9 +278,9 @@ class Dispatch:
                     return True
         return False
 
-    def ask(self, lane: Lane, task: Task[Any], now: float) -> Refusal | dict[int, Branch]:
+    def ask(self, lane: Lane, task: Task[Any], now: float) -> Refusal | dict[int, Way]:
         """Asks every gate in turn: the first refusal, or the branches to take."""
-        way: dict[int, Branch] = {}
+        way: dict[int, Way] = {}
         for gate, key, cost in zip(self.gates, lane.keys, task._costs, strict=True):
             if isinstance(gate, Gate):
                 node = gate.nodes.get(key)
@@ -287,30 +290,31 @@ class Dispatch:
                 if not instant <= now:
                     return Refusal().add(gate, key, instant)
             else:
-                branch = self.route(gate, lane, key, cost, now)
-                if isinstance(branch, Refusal):
-                    return branch
-                way[gate.index] = branch
+                found = self.route(gate, lane, task, now)
+                if isinstance(found, Refusal):
+                    return found
+                way[gate.index] = found
         return way
 
-    def route(
-        self, gate: RouterGate, lane: Lane, key: Any, costs: Any, now: float
-    ) -> Branch | Refusal:
-        """The first branch that admits the head, or the first refusal in each of them."""
-        pin, keys = key
+    def route(self, gate: RouterGate, lane: Lane, task: Task[Any], now: float) -> Way | Refusal:
+        """The best branch that admits the head, or the first refusal in each of them."""
+        pin, keys = key = lane.keys[gate.index]
+        costs = task._costs[gate.index]
+        router = gate.router
         refusal = Refusal()
         rejections: list[TaskRejected] = []
         too_large: TaskTooLarge | None = None
-        for branch in gate.router.branches(pin):
-            if branch not in keys:
-                continue
+        branches = [branch for branch in router.branches(pin) if branch in keys]
+        if branches:
+            branches = list(router.choose(branches, task, now))
+        for place, branch in enumerate(branches, 1):
             try:
                 closed = self.enter(gate.gates(branch), lane, keys[branch], costs[branch], now)
             except TaskTooLarge as error:
                 too_large = error
                 continue
             if closed is None:
-                return branch
+                return branch, branches[place:]
             shut, inner_key, instant, rejection = closed
             refusal.add(shut, inner_key, instant)
             if rejection is not None:
@@ -380,14 +384,14 @@ class Dispatch:
 
     # ---- grants -----------------------------------------------------------------------------
 
-    def acquire(self, lane: Lane, task: Task[Any], way: dict[int, Branch], now: float) -> None:
+    def acquire(self, lane: Lane, task: Task[Any], way: dict[int, Way], now: float) -> None:
         grants: list[Any] = []
         try:
             for gate, key, cost in zip(self.gates, lane.keys, task._costs, strict=True):
                 if isinstance(gate, Gate):
                     grants.append(gate.limit.acquire(key, cost, now))
                     continue
-                branch = way[gate.index]
+                branch, _ = way[gate.index]
                 inner: list[Any] = []
                 grants.append((branch, inner))
                 for limit, k, c in zip(branch.limits, key[1][branch], cost[branch], strict=True):
@@ -400,8 +404,8 @@ class Dispatch:
         if self.routed:
             for gate, key in zip(self.gates, lane.keys, strict=True):
                 if isinstance(gate, RouterGate):
-                    branch = way[gate.index]
-                    gate.router.took(branch, now)
+                    branch, others = way[gate.index]
+                    gate.router.took(branch, others, now)
                     gate.router.leave(key[0])
                     run.provider = branch.name
         lane.pop()
@@ -455,10 +459,23 @@ class Dispatch:
                 failed = error  # the others get theirs back all the same
             if node is not None:
                 self.dirty[node] = None
+        if self.routed:
+            self.arrived(task, outcome, now)
         assert task._lane is not None
         self.regroup(task._lane, now)
         if failed is not None:
             raise failed
+
+    def arrived(self, task: Task[Any], outcome: Outcome, now: float) -> None:
+        """The routers hear how it went, and the task remembers where it failed."""
+        run = task._run
+        assert run is not None
+        for gate, grant in zip(self.gates, run.grants, strict=True):
+            if isinstance(gate, RouterGate):
+                branch, _ = grant
+                gate.router.ended(branch, outcome, now)
+                if outcome.kind == "failure":
+                    run.failed_at = (*(run.failed_at or ()), branch.name)
 
     def settle(self, task: Task[Any], actual_of: Any, now: float) -> None:
         for limit, _, grant, node in self.granted(task):

@@ -578,7 +578,11 @@ class Router(Role):
 
     @abstractmethod
     def branches(self, pin: Hashable) -> Sequence[Branch]:
-        """The branches that a task with this pin may take now, best first: enabled and matching."""
+        """The branches that a task with this pin may take now: enabled and matching."""
+
+    def choose(self, branches: Sequence[Branch], task: Task, now: float) -> Sequence[Branch]:
+        """These branches, which could take the task, in the order in which they are asked. Pure."""
+        return branches
 
     def arrive(self, pin: Hashable) -> None:
         """A task with this pin was accepted."""
@@ -586,8 +590,11 @@ class Router(Role):
     def leave(self, pin: Hashable) -> None:
         """A task with this pin left the queue."""
 
-    def took(self, branch: Branch, now: float) -> None:
-        """A task goes this way now."""
+    def took(self, branch: Branch, others: Sequence[Branch], now: float) -> None:
+        """A task goes this way now, and not one of the others, which came after it in `choose`."""
+
+    def ended(self, branch: Branch, outcome: Outcome, now: float) -> None:
+        """A task that went this way has ended."""
 
 
 class Feedback(Role):

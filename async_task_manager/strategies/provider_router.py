@@ -1,4 +1,4 @@
-"""Each task goes to the first provider that can take it now."""
+"""Each task goes to the best of the providers that can take it now."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, cast
 
-from async_task_manager._validate import whole
+from async_task_manager._validate import exact, number, one_of, whole
 from async_task_manager.errors import (
     InvalidState,
     InvalidType,
@@ -16,10 +17,11 @@ from async_task_manager.errors import (
     StrategyInUse,
     UnknownProvider,
 )
+from async_task_manager.strategies._routing import KEYS, Load, Policy, as_told, measure, spread
 from async_task_manager.strategies.base import Branch, Limit, Router
 
 if TYPE_CHECKING:
-    from async_task_manager.task import Task
+    from async_task_manager.task import Outcome, Task
 
 __all__ = ["Provider", "ProviderRouterStrategy"]
 
@@ -32,14 +34,48 @@ class Provider(Branch):
         limits: Limits of this provider alone. Set their parameters at any time:
             ``router["P1"].limits[0].max_concurrent = 8`` acts on the queue at once.
         enabled: Whether tasks may go there; see `disable`.
+        weight: Its part under the policies ``"weighted"`` and ``"least_loaded"``, above 0.
+        price: What a task costs there, at least 0, in whatever unit all of them share: for the
+            policy ``"cheapest"``.
 
     A copy belongs to no router.
     """
 
-    __slots__ = ()
+    __slots__ = ("_price", "_weight", "exact_weight")
 
-    def __init__(self, name: str, limits: Iterable[Limit] = (), enabled: bool = True) -> None:
+    exact_weight: int | Fraction
+
+    def __init__(
+        self,
+        name: str,
+        limits: Iterable[Limit] = (),
+        enabled: bool = True,
+        *,
+        weight: float = 1,
+        price: float = 0,
+    ) -> None:
         super().__init__(name, limits, enabled)
+        self.weight = weight
+        self.price = price
+
+    @property
+    def weight(self) -> float:
+        """Its part. It can be set at any time."""
+        return self._weight
+
+    @weight.setter
+    def weight(self, value: float) -> None:
+        self._weight = number(f"weight of {self.name!r}", value, above=0)
+        self.exact_weight = exact(value)
+
+    @property
+    def price(self) -> float:
+        """What a task costs there. It can be set at any time."""
+        return self._price
+
+    @price.setter
+    def price(self, value: float) -> None:
+        self._price = number(f"price of {self.name!r}", value, at_least=0)
 
     def enable(self) -> None:
         """Tasks may go there again; what waited for it is looked at at once."""
@@ -58,28 +94,52 @@ class Provider(Branch):
                 router.changed()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.name, self._limits, self._enabled)
+        numbers = {
+            "_weight": self._weight,
+            "_price": self._price,
+            "exact_weight": self.exact_weight,
+        }
+        return type(self), (self.name, self._limits, self._enabled), (None, numbers)
 
     def __repr__(self) -> str:
         limits = f", limits={list(self._limits)!r}" if self._limits else ""
         enabled = "" if self._enabled else ", enabled=False"
-        return f"{type(self).__name__}({self.name!r}{limits}{enabled})"
+        weight = f", weight={self._weight!r}" if self._weight != 1 else ""
+        price = f", price={self._price!r}" if self._price else ""
+        return f"{type(self).__name__}({self.name!r}{limits}{enabled}{weight}{price})"
 
 
 class ProviderRouterStrategy(Router):
-    """A task goes, when it starts, to the first provider in order that is enabled and open now.
+    """A task goes, when it starts, to the best provider that is enabled and open now.
 
     Open means that all limits of the provider admit the task at this instant, so that a provider
-    which is full never holds back what another can take. A task pinned by
-    ``metadata["provider"]`` goes to that provider only, and waits for it while it is disabled.
+    which is full never holds back what another can take. Which of the open ones is best, is the
+    policy:
+
+    | ``policy`` | prefers |
+    |---|---|
+    | ``"ordered"`` | the first in order |
+    | ``"weighted"`` | smooth weighted round robin by ``weight``: exact over every cycle |
+    | ``"least_loaded"`` | the fewest running tasks, with the new one, over ``weight`` |
+    | ``"fastest"`` | the lowest latency, a moving average; a failure counts as slower than all |
+    | ``"cheapest"`` | the lowest ``price`` |
+    | ``"earliest"`` | the one that was used least recently |
+    | a function | ``policy(task, providers)`` gives them, best first; it must be quick and pure |
+
+    Ties go to the first in order. A task that failed at a provider prefers those at which it has
+    not failed, or longest ago. A task pinned by ``metadata["provider"]`` goes to that provider
+    only, and waits for it while it is disabled.
 
     Like a list of providers by name: ``router["P1"]``, ``"P1" in router``, ``len(router)``, and
-    iteration, in the order in which they are tried.
+    iteration, in order.
 
     Args:
         providers: One or more, best first.
         field: Where the pin is: a metadata name, or a callable that gets the task. It gives a
             provider's name; None or missing: any provider will do.
+        policy: Which is preferred; it can be set at any time.
+        half_life: Seconds, above 0, after which the latency of a provider that isn't used counts
+            half: so that a slow one is tried again some time. For the policy ``"fastest"``.
 
     Raises:
         UnknownProvider: from `pin_of`, and so from ``add_task``; also ``router[name]``.
@@ -95,17 +155,31 @@ class ProviderRouterStrategy(Router):
         providers: Iterable[Provider],
         *,
         field: str | Callable[[Task], object] = "provider",
+        policy: Policy = "ordered",
+        half_life: float = 60.0,
     ) -> None:
         if not isinstance(field, str) and not callable(field):
             raise InvalidType(f"field must be a metadata name or a callable, not {field!r}")
         self._field = field
+        self.policy = policy
+        self._half_life = number("half_life", half_life, above=0)
         self._providers: list[Provider] = []
         self._by_name: dict[str, Provider] = {}
+        self._loads: dict[Provider, Load] = {}
         self._pinned: Counter[Hashable] = Counter()
         for provider in providers:
             self.add(provider)
         if not self._providers:
             raise InvalidValue("providers must name at least one provider")
+
+    @property
+    def policy(self) -> Policy:
+        """Which of the open providers is preferred."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, value: Policy) -> None:
+        self._policy = value if callable(value) else one_of("policy", value, tuple(KEYS))
 
     # ---- the providers ----------------------------------------------------------------------
 
@@ -129,6 +203,7 @@ class ProviderRouterStrategy(Router):
         at = end if index is None else whole("index", index, at_least=0, at_most=end)
         self._providers.insert(at, provider)
         self._by_name[provider.name] = provider
+        self._loads[provider] = Load()
         provider._router = weakref.ref(self)
         self._reopen()
         try:
@@ -163,6 +238,7 @@ class ProviderRouterStrategy(Router):
     def _drop(self, provider: Provider) -> None:
         self._providers.remove(provider)
         del self._by_name[provider.name]
+        del self._loads[provider]
         provider._router = None
         self._reopen()
 
@@ -219,6 +295,37 @@ class ProviderRouterStrategy(Router):
             return self._open
         return [provider for provider in self._open if provider.name == pin]
 
+    def choose(self, branches: Sequence[Branch], task: Task, now: float) -> Sequence[Branch]:
+        """They, best first for this task."""
+        found = cast("Sequence[Provider]", branches)
+        policy, loads = self._policy, self._loads
+        if callable(policy):
+            found = as_told(policy(task, found), found)
+        elif (key := KEYS[policy]) is not None:
+            found = sorted(found, key=lambda p: key(p, loads[p], now, self._half_life))
+        failed = task._run.failed_at if task._run is not None else None
+        if failed:
+            latest = {name: number for number, name in enumerate(failed)}
+            found = sorted(found, key=lambda p: latest.get(p.name, -1))
+        return found
+
+    def took(self, branch: Branch, others: Sequence[Branch], now: float) -> None:
+        """Notes who was taken, and instead of whom."""
+        taken = cast("Provider", branch)
+        load = self._loads[taken]
+        load.running += 1
+        load.last = now
+        if self._policy == "weighted":
+            spread(taken, cast("Sequence[Provider]", others), self._loads)
+
+    def ended(self, branch: Branch, outcome: Outcome, now: float) -> None:
+        """Notes how it went."""
+        provider = cast("Provider", branch)
+        load = self._loads.get(provider)
+        if load is not None and load.running:  # else it was removed meanwhile
+            load.running -= 1
+            measure(provider, outcome, self._loads, now, self._half_life)
+
     def arrive(self, pin: Hashable) -> None:
         """One more queued task has this pin."""
         if pin is not None:
@@ -241,4 +348,6 @@ class ProviderRouterStrategy(Router):
 
     def __repr__(self) -> str:
         field = "" if self._field == "provider" else f", field={self._field!r}"
-        return f"{type(self).__name__}({self._providers!r}{field})"
+        policy = "" if self._policy == "ordered" else f", policy={self._policy!r}"
+        half_life = "" if self._half_life == 60 else f", half_life={self._half_life}"
+        return f"{type(self).__name__}({self._providers!r}{field}{policy}{half_life})"
