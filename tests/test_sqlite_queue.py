@@ -172,14 +172,17 @@ def test_flipped_bytes_are_refused_or_change_nothing(
             await queue.send([Message([n, text], {"user_id": n}) for n, text in sent.items()])
 
     async def drain() -> None:
-        async with SqliteQueue(path) as queue:
-            try:
-                received = await queue.receive(100)
-                dead = await queue.dead_letters()
-            except StoreError:
-                return
+        queue = SqliteQueue(path)
+        try:
+            received = await queue.receive(100)
+            dead = await queue.dead_letters()
+        except StoreError:
+            return
+        else:
             assert all(sent[n] == text for n, text in (message.body for message in received))
             assert len(received) + len(dead) == len(sent)
+        finally:
+            await queue.close()
 
     asyncio.run(fill())
     content = bytearray(path.read_bytes())
@@ -197,11 +200,15 @@ async def test_a_damaged_file_is_refused_at_start(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[4096 * 6 : 4096 * 6 + 20] = b"\xff" * 20
     path.write_bytes(content)
-    async with SqliteQueue(path) as queue:
-        with pytest.raises(StoreCorrupt, match=r"(?s)is damaged .* left as it is.*\.recover"):
-            await queue.receive()
-        with pytest.raises(SendFailed, match="is damaged"):
-            await queue.send([Message(1)])
+    with pytest.raises(StoreCorrupt, match=r"(?s)is damaged .* left as it is.*\.recover"):
+        async with SqliteQueue(path):
+            pass
+    queue = SqliteQueue(path)
+    with pytest.raises(StoreCorrupt):
+        await queue.receive()
+    with pytest.raises(SendFailed, match="is damaged"):
+        await queue.send([Message(1)])
+    await queue.close()
     assert path.read_bytes() == content
 
 

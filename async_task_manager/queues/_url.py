@@ -67,6 +67,25 @@ def _memory(url: str, parts: SplitResult) -> MessageQueue:
     return MemoryQueue(**_options(url, parts, visibility_timeout=float, max_receives=int))
 
 
+def _sqs(url: str, parts: SplitResult) -> MessageQueue:
+    from async_task_manager.queues.sqs import SqsQueue
+
+    if parts.path or not parts.netloc:
+        raise InvalidValue(f"a queue of SQS is named as in sqs://name, not {url!r}")
+    return SqsQueue(
+        parts.netloc,
+        **_options(
+            url,
+            parts,
+            visibility_timeout=float,
+            max_receives=int,
+            dead_letter_queue=str,
+            region=str,
+            endpoint_url=str,
+        ),
+    )
+
+
 def _options(url: str, parts: SplitResult, **kinds: Callable[[str], Any]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for name, text in parse_qsl(parts.query, keep_blank_values=True):
@@ -82,5 +101,6 @@ def _options(url: str, parts: SplitResult, **kinds: Callable[[str], Any]) -> dic
 
 BACKENDS: dict[str, Callable[[str, SplitResult], MessageQueue]] = {
     "sqlite": _sqlite,
+    "sqs": _sqs,
     "memory": _memory,
 }

@@ -81,7 +81,7 @@ class MessageQueue(ABC):
     a message twice.
 
     Methods that take a batch give one result for each of its messages, in order: None where it
-    was done, else the error. ``async with`` closes the queue.
+    was done, else the error. ``async with`` opens and closes the queue.
     """
 
     visibility_timeout: float
@@ -89,10 +89,17 @@ class MessageQueue(ABC):
     max_receives: int
     """A message that failed so often is given up: it becomes a dead letter."""
 
+    @abstractmethod
+    async def open(self) -> None:
+        """Makes sure that the queue can be used: finds it, checks the file. The first call does it,
+        too.
+        """
+
     async def send(self, batch: Iterable[Message]) -> list[str]:
         """Sends all, durably, and gives their ids.
 
-        A message whose ``deduplication_id`` was sent lately gets the id of the first.
+        A message whose ``deduplication_id`` was sent lately gets the id of the first; on SQS, one
+        of its own.
 
         Raises:
             InvalidType, InvalidValue: one is no message, or its body or an attribute can't be sent;
@@ -163,6 +170,11 @@ class MessageQueue(ABC):
         """Lets go of files and connections; twice is as good as once. Leases stay as they are."""
 
     async def __aenter__(self) -> Self:
+        try:
+            await self.open()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(

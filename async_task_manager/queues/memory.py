@@ -65,6 +65,10 @@ class MemoryQueue(MessageQueue):
         self._arrived = asyncio.Event()
         self._closed = False
 
+    async def open(self) -> None:
+        """See `MessageQueue.open`."""
+        self._now()
+
     async def _send(self, drafts: list[Draft]) -> list[str]:
         now = self._now()
         return [self._add(draft, now) for draft in drafts]

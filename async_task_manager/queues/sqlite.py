@@ -59,6 +59,10 @@ class SqliteQueue(MessageQueue):
         self._arrival = asyncio.Event()
         """Set, and replaced by another, when something was sent or given back here."""
 
+    async def open(self) -> None:
+        """See `MessageQueue.open`."""
+        await self._file.read(operations.data_version)
+
     async def _send(self, drafts: list[Draft]) -> list[str]:
         try:
             ids = await self._file.write_together(operations.insert, drafts)
