@@ -20,7 +20,6 @@ import pytest
 from typer.testing import CliRunner
 
 from async_task_manager.cli.app import app
-from async_task_manager.cli.run import Lines
 
 ATM = str(Path(sys.executable).with_name("atm"))
 PROVIDER = Path(__file__).parents[1] / "examples" / "fake_provider.py"
@@ -184,14 +183,31 @@ def test_a_run(folder: Path) -> None:
     assert sorted(line["id"] for line in written(folder)) == list(range(12))
 
 
-def test_an_output_is_not_overwritten_by_accident(folder: Path) -> None:
+def test_something_else_is_not_overwritten_by_accident(folder: Path) -> None:
     (folder / "out.jsonl").write_text("precious\n")
     ran = atm(*ARGUMENTS, cwd=folder)
-    assert ran.returncode == 2
-    assert ran.stderr == "atm: out.jsonl exists already; --force overwrites it\n"
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == (
+        "atm: out.jsonl: line 1 is no result in the format jsonl; --force overwrites the file\n"
+    )
     assert (folder / "out.jsonl").read_text() == "precious\n"
     assert atm(*ARGUMENTS, "--force", cwd=folder).returncode == 0
     assert len(written(folder)) == 12
+
+
+def test_the_same_again_sends_nothing(folder: Path) -> None:
+    with (folder / "in.jsonl").open("a") as file:
+        file.write("nonsense\n")
+    assert atm(*ARGUMENTS, cwd=folder).returncode == 1
+    before = written(folder)
+    again = atm(*ARGUMENTS, cwd=folder)
+    assert again.returncode == 1, "a line is still no request"
+    assert again.stdout.startswith("resuming out.jsonl: what is finished is not sent again\n")
+    assert "1 requests in" in again.stdout and "12 were finished before" in again.stdout
+    assert written(folder) == before
+    whole = atm(*ARGUMENTS, "--retry-failed", "--force", cwd=folder)
+    assert "resuming" not in whole.stdout
+    assert len(written(folder)) == 13
 
 
 @pytest.mark.parametrize("name", ["in.jsonl", "flow.toml"])
@@ -234,6 +250,83 @@ def test_a_missing_input(folder: Path) -> None:
 def test_a_full_disk_is_told(folder: Path) -> None:
     ran = atm(*ARGUMENTS[:-1], "/dev/full", "--force", cwd=folder)
     assert (ran.returncode, ran.stderr) == (1, "atm: No space left on device\n")
+
+
+def test_requests_through_a_pipe(folder: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, ATM, "run", "-", *ARGUMENTS[2:]],
+        cwd=folder,
+        env=PLAIN,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    try:
+        process.stdin.write('{"id": "a", "path": "/"}\n')
+        process.stdin.flush()
+        give_up = time.monotonic() + 30
+        while not ((folder / "out.jsonl").exists() and written(folder)):
+            assert process.poll() is None and time.monotonic() < give_up
+            time.sleep(0.01)  # it is sent before the next is there
+        stdout, _ = process.communicate('{"id": "b", "path": "/"}\n', timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert "2 requests in" in stdout
+    assert [line["id"] for line in written(folder)] == ["a", "b"]
+
+
+def test_ctrl_c_ends_the_wait_for_a_pipe(folder: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, ATM, "run", "-", *ARGUMENTS[2:]],
+        cwd=folder,
+        env=PLAIN,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    try:
+        process.stdin.write('{"id": "a", "path": "/"}\n')
+        process.stdin.flush()
+        give_up = time.monotonic() + 30
+        while not ((folder / "out.jsonl").exists() and written(folder)):
+            assert process.poll() is None and time.monotonic() < give_up
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_csv_in_and_openai_s_format_out(folder: Path) -> None:
+    (folder / "in.csv").write_text(
+        'id,path,json.prompt,json.max_tokens:number\na,/v1/c,"two\nlines",7\nb,/v1/c,x,8\n'
+    )
+    ran = atm("run", "in.csv", *ARGUMENTS[2:], "--format", "openai-batch", cwd=folder)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    by_id = {line["custom_id"]: line for line in written(folder)}
+    assert by_id["a"]["response"]["body"]["echo"] == "two\nlines"
+    assert by_id["b"]["response"]["body"]["usage"] == {"total_tokens": 8}
+    assert by_id["a"]["error"] is None and by_id["a"]["response"]["status_code"] == 200
+
+
+def test_a_column_that_is_no_field_stops_before_anything_is_sent(folder: Path) -> None:
+    (folder / "in.csv").write_text("id,paht\na,/\n")
+    ran = atm("run", "in.csv", *ARGUMENTS[2:], cwd=folder)
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("atm: the CSV has a column 'paht', and there is no such field;")
+
+
+def test_strict_stops_at_a_malformed_line(folder: Path) -> None:
+    with (folder / "in.jsonl").open("a") as file:
+        file.write("nonsense\n" + '{"path": "/"}\n' * 10)
+    ran = atm(*ARGUMENTS, "--strict", "--look-ahead", "3", cwd=folder)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("atm: line 13: not valid JSON")
+    assert ran.stderr.endswith("; stopped there, as --strict says\n")
 
 
 # ---- while it runs ------------------------------------------------------------------------------
@@ -281,7 +374,9 @@ def test_a_second_ctrl_c_cancels_what_runs(folder: Path) -> None:
         with (folder / "flow.toml").open("a") as file:
             file.write(f'[[providers]]\nname = "slow"\nbase_url = "{url}"\ntimeout = 700\n')
         with (folder / "in.jsonl").open("a") as file:
-            file.write('{"id": "slow", "path": "/", "provider": "slow"}\n' * 2)
+            file.writelines(
+                f'{{"id": "slow{i}", "path": "/", "provider": "slow"}}\n' for i in range(2)
+            )
         with started(folder, results=12) as process:
             assert process.stdout is not None
             process.send_signal(signal.SIGINT)
@@ -326,16 +421,3 @@ def test_a_terminal_shows_a_live_view(folder: Path) -> None:
     assert re.search(r"p +sent \d+ +running 3 +failed 0 +429s 0", text)
     assert "60 requests in" in text
     assert text.rstrip().endswith("429s: 0")
-
-
-def test_the_number_of_lines_is_extrapolated_and_exact_in_the_end(tmp_path: Path) -> None:
-    path = tmp_path / "lines"
-    path.write_bytes(b"12345678\n" * 100 + b"\n" + b"12\n" * 10)
-    with path.open("rb") as file:
-        lines = Lines(file)
-        assert lines.expected is None
-        iterator = iter(lines)
-        assert next(iterator) == b"12345678\n"
-        assert lines.expected == 103
-        assert len(list(iterator)) == 110
-        assert lines.expected == 110

@@ -12,6 +12,7 @@ import pytest
 from async_task_manager.config import ConfigError, FlowConfig, build_chain, parse_config
 from async_task_manager.config.costs import Estimate, at_path, parse_estimate
 from async_task_manager.config.example import example
+from async_task_manager.config.outcomes import RetriesStrategy
 from async_task_manager.config.secrets import hidden
 from async_task_manager.config.stages import make_strategy, strategy_names
 from async_task_manager.config.words import in_words, paces
@@ -124,12 +125,13 @@ strategy = "priority_queue"
 key = "rank"
 aging = 60
 """
-    total, router, order = build_chain(flow(text)).stages
+    total, router, order, retries = build_chain(flow(text)).stages
+    assert isinstance(retries, RetriesStrategy)
     assert isinstance(total, ConcurrentLimitStrategy) and total.max_concurrent == 7
     assert isinstance(router, ProviderRouterStrategy)
     assert isinstance(order, PriorityQueueStrategy)
     last = build_chain(flow('[[chain]]\nstrategy = "time_based"')).stages
-    assert isinstance(last[-1], ProviderRouterStrategy) and len(last) == 2
+    assert isinstance(last[1], ProviderRouterStrategy) and len(last) == 3
 
 
 # ---- strategies of other packages ---------------------------------------------------------------
@@ -178,7 +180,7 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_strategies_of_other_packages() -> None:
     assert {"polite", "priority_queue", "token_bucket"} <= set(strategy_names())
     config = flow('limits = [{ strategy = "polite" }]\n[[chain]]\nstrategy = "polite"')
-    polite, router = build_chain(config).stages
+    polite, router, _ = build_chain(config).stages
     assert isinstance(polite, ConcurrentLimitStrategy) and polite.max_concurrent == 1
     assert isinstance(router, ProviderRouterStrategy)
     assert type(router["p"].limits[0]).__name__ == "PoliteStrategy"
@@ -287,7 +289,7 @@ def test_the_example_is_sound_and_means_what_it_says(monkeypatch: pytest.MonkeyP
     assert "Switched off: spare." in text
     assert "very-secret" not in text
     unfolded = example().replace("# [[", "[[").replace("# strategy", "strategy")
-    assert len(build_chain(parse_config(tomllib.loads(unfolded))).stages) == 3
+    assert len(build_chain(parse_config(tomllib.loads(unfolded))).stages) == 4
 
 
 def test_the_throughput_in_the_long_run() -> None:
@@ -332,3 +334,62 @@ def test_two_providers_add_up() -> None:
     assert "1. At most 3 tasks at once." in text
     assert "300 requests a minute for each k (5/s per k)" in text
     assert "all  2 requests/s, 7,200 an hour, 172,800 a day" in text
+
+
+# ---- retries ------------------------------------------------------------------------------------
+
+
+def test_retries_are_by_provider() -> None:
+    config = parse_config(
+        {
+            "providers": [
+                {"name": "a", "base_url": "http://a"},
+                {
+                    "name": "b",
+                    "base_url": "http://b",
+                    "retry": {
+                        "max_attempts": 2,
+                        "backoff": {"kind": "fixed", "seconds": 3},
+                        "budget": False,
+                    },
+                },
+                {"name": "c", "base_url": "http://c", "retry": False},
+                {"name": "d", "base_url": "http://d", "retry": {"backoff": "linear"}},
+            ]
+        }
+    )
+    a, b, c, d = (provider.retries() for provider in config.providers)
+    assert c is None and a is not None and b is not None and d is not None
+    assert (a.max_attempts, b.max_attempts) == (5, 2)
+    assert a.budget is not None and (a.budget.ratio, b.budget) == (1.0, None)
+    assert b.backoff(7) == 3
+    assert repr(d.backoff).startswith("linear(")
+    assert isinstance(build_chain(config).stages[-1], RetriesStrategy)
+    assert "'b': RetryStrategy(2" in repr(build_chain(config).stages[-1])
+    text = "\n".join(in_words(config))
+    assert "What failed is tried again as its provider's own retry says." in text
+
+
+def test_a_retry_in_the_chain_stands_for_all() -> None:
+    stages = build_chain(flow('[[chain]]\nstrategy = "retry"\nmax_attempts = 2')).stages
+    assert [type(stage).__name__ for stage in stages] == ["RetryStrategy", "ProviderRouterStrategy"]
+    assert len(build_chain(flow("retry = false")).stages) == 3
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ("retry = true", "retry: must be a table or false, not True"),
+        ("retry = { max_attempts = 0 }", "retry: strategy 'retry': max_attempts must be"),
+        ("retry = { attempts = 3 }", "has no parameter 'attempts'; did you mean 'max_attempts'"),
+        ("retry = { backoff = 3 }", "backoff must be a table or one of exponential, .* not 3"),
+        ('retry = { backoff = "expo" }', "there is no backoff 'expo'"),
+        ('retry = { backoff = "linaer" }', "no backoff 'linaer'; did you mean 'linear'"),
+        ("retry = { backoff = { bse = 1 } }", "backoff: .*unexpected keyword argument 'bse'"),
+        ("retry = { backoff = { base = -1 } }", "backoff: base must be .* not -1"),
+        ("retry = { budget = 3 }", "budget must be a table, not 3"),
+        ("retry = { budget = { ratio = -1 } }", "budget: ratio must be .* not -1"),
+    ],
+)
+def test_a_retry_that_cannot_be(lines: str, says: str) -> None:
+    assert re.search(says, refused(lines)), refused(lines)

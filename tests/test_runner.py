@@ -23,11 +23,14 @@ from fake_provider import FakeProvider  # an example, not a package
 
 from async_task_manager.config import FlowConfig
 from async_task_manager.errors import InvalidValue, ManagerClosed
-from async_task_manager.runner import BadRequest, Batch, Summary, parse_request
+from async_task_manager.runner import BadRequest, Batch, Ledger, Summary, parse_request
 from async_task_manager.runner.report import Distribution
-from async_task_manager.runner.requests import dumps, provider_for
+from async_task_manager.runner.results import dumps
+from async_task_manager.runner.routes import Routes, url_of
+from async_task_manager.runner.source import LONGEST
 
 real_time = pytest.mark.real_time
+ONCE: dict[str, Any] = {"retry": False}
 
 
 def config(*providers: dict[str, Any]) -> FlowConfig:
@@ -43,7 +46,7 @@ async def results(
 ) -> tuple[list[dict[str, Any]], Summary]:
     sink = io.BytesIO()
     lines = [json.dumps(line) if isinstance(line, dict) else line for line in requests]
-    summary = await Batch(flow, **options).run(lines, sink)
+    summary = await Batch(flow, **options).run(lines, Ledger(sink))
     return [json.loads(line) for line in sink.getvalue().splitlines()], summary
 
 
@@ -53,7 +56,7 @@ async def running(
 ) -> AsyncIterator[asyncio.Task[Summary]]:
     """A run of so many requests to provider a, from when two of them are under way."""
     lines = [json.dumps({"path": "/"})] * requests
-    run = asyncio.create_task(batch.run(lines, sink))
+    run = asyncio.create_task(batch.run(lines, Ledger(sink)))
     async with asyncio.timeout(10):
         while batch.summary.providers["a"].running < 2:
             await asyncio.sleep(0.005)
@@ -193,7 +196,8 @@ COST = {"tokens": 1, "images": 1}
     ],
 )
 def test_where_a_request_may_go(line: dict[str, Any], provider: str | None) -> None:
-    assert provider_for(parse_request(json.dumps(line), 1), FLOW) == provider
+    metadata = Routes(FLOW).metadata(parse_request(json.dumps(line), 1))
+    assert metadata.get("provider") == provider
 
 
 @pytest.mark.parametrize(
@@ -222,7 +226,7 @@ def test_where_a_request_may_go(line: dict[str, Any], provider: str | None) -> N
 )
 def test_where_a_request_may_not_go(line: dict[str, Any], says: str) -> None:
     with pytest.raises(BadRequest, match=says) as caught:
-        provider_for(parse_request(json.dumps(line | {"id": "mine"}), 1), FLOW)
+        Routes(FLOW).metadata(parse_request(json.dumps(line | {"id": "mine"}), 1))
     assert caught.value.id == "mine"
 
 
@@ -287,9 +291,10 @@ async def test_requests_go_through_and_limits_hold() -> None:
 async def test_failures_are_results() -> None:
     async with FakeProvider("a", limits=["1/hour"]) as a, FakeProvider("s", latency=9) as slow:
         flow = config(
-            {"name": "a", "base_url": a.url, "max_concurrent": 1, "limits": ["50 units/hour"]},
-            {"name": "gone", "base_url": "http://127.0.0.1:9", "timeout": 5},
-            {"name": "slow", "base_url": slow.url, "timeout": 0.1},
+            {"name": "a", "base_url": a.url, "max_concurrent": 1, "limits": ["50 units/hour"]}
+            | ONCE,
+            {"name": "gone", "base_url": "http://127.0.0.1:9", "timeout": 5} | ONCE,
+            {"name": "slow", "base_url": slow.url, "timeout": 0.1} | ONCE,
         )
         written, summary = await results(
             flow,
@@ -354,6 +359,7 @@ async def test_whatever_comes_back_is_written(monkeypatch: pytest.MonkeyPatch) -
             "base_url": f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}",
             "headers": {"Authorization": "Bearer ${KEY}", "x": "provider's", "User-Agent": "me"},
         }
+        | ONCE
     )
     async with server:
         written, _ = await results(
@@ -370,6 +376,13 @@ async def test_whatever_comes_back_is_written(monkeypatch: pytest.MonkeyPatch) -
             {"id": "headers", "path": "/headers", "headers": {"X": "mine"}},
         )
     responses = {line["id"]: line["response"] for line in written}
+    assert {line["id"] for line in written if line["status"] == "failed"} == {
+        "broken",
+        "nan",
+        "deep",
+    }
+    (broken,) = (line for line in written if line["id"] == "broken")
+    assert broken["error"] == "HTTP 200, and the answer is no JSON, as it says it is"
     seen = responses.pop("headers").lower()
     assert responses == {
         "json": {"a": 1},
@@ -457,7 +470,7 @@ async def test_memory_is_bounded_by_the_look_ahead() -> None:
                 yield json.dumps({"id": i, "path": "/"})
                 ahead = max(ahead, i + 1 - batch.summary.done)
 
-        summary = await batch.run(lines(), io.BytesIO())
+        summary = await batch.run(lines(), Ledger(io.BytesIO()))
     assert summary.done == 200
     assert ahead == 10
 
@@ -487,7 +500,7 @@ async def test_an_interrupt_ends_the_reading() -> None:
                 batch.interrupt()
             yield json.dumps({"path": "/", "valid_after": "+1h"})
 
-    summary = await batch.run(lines(), io.BytesIO())
+    summary = await batch.run(lines(), Ledger(io.BytesIO()))
     assert (summary.done, summary.unsent) == (0, 5)
 
 
@@ -523,13 +536,14 @@ async def test_a_run_that_is_cancelled_leaves_nothing_running() -> None:
     written = [json.loads(line) for line in sink.getvalue().splitlines()]
     assert [line["status"] for line in written] == ["cancelled"] * 2
     with pytest.raises(ManagerClosed):
-        await batch.run([], sink)
+        await batch.run([], Ledger(sink))
 
 
 class FullDisk(io.BytesIO):
-    def flush(self) -> None:
+    def write(self, line: Any) -> int:
         if len(self.getvalue()) > 2000:
             raise OSError(28, "No space left on device")
+        return super().write(line[:100])  # as much as there is room for
 
 
 @real_time
@@ -537,7 +551,7 @@ async def test_results_that_cannot_be_written_end_the_run() -> None:
     async with FakeProvider("a", latency=0.01) as a:
         flow = config({"name": "a", "base_url": a.url, "max_concurrent": 2})
         with pytest.raises(OSError, match="No space left"):
-            await Batch(flow).run([json.dumps({"path": "/"})] * 500, FullDisk())
+            await Batch(flow).run([json.dumps({"path": "/"})] * 500, Ledger(FullDisk()))
     assert a.stats.received < 50
 
 
@@ -550,7 +564,7 @@ async def test_lines_that_cannot_be_read_end_the_run() -> None:
     async with FakeProvider("a") as a:
         flow = config({"name": "a", "base_url": a.url})
         with pytest.raises(OSError, match="Input/output error"):
-            await Batch(flow).run(lines(), io.BytesIO())
+            await Batch(flow).run(lines(), Ledger(io.BytesIO()))
 
 
 @real_time
@@ -562,6 +576,141 @@ async def test_a_file_without_requests() -> None:
 def test_look_ahead_is_checked() -> None:
     with pytest.raises(InvalidValue, match=r"look_ahead must be .* at least 1, not 0"):
         Batch(FLOW, look_ahead=0)
+
+
+# ---- what the config says -----------------------------------------------------------------------
+
+
+@real_time
+async def test_a_cost_is_estimated_and_settled() -> None:
+    async with FakeProvider("a", limits=["1000 tokens/hour"]) as a:
+        flow = config(
+            {
+                "name": "a",
+                "base_url": a.url,
+                "limits": ["1000 tokens/hour", "90 words/hour"],
+                "cost": {"tokens": "chars/4 + most", "words": 1},
+                "settle": {"tokens": "usage.total_tokens", "words": "usage.none"},
+                "max_concurrent": 1,
+            }
+        )
+        written, _ = await results(
+            flow,
+            *({"path": "/", "json": {"tokens": 100, "most": 400}} for _ in range(5)),
+            {"path": "/", "json": {"tokens": 100, "most": 400}, "cost": {"tokens": 10}},
+            {"path": "/", "json": {"tokens": 100, "most": "x"}},
+            {"path": "/", "json": {}, "cost": 3},
+        )
+    assert [line["status"] for line in written] == ["invalid"] + ["succeeded"] * 7
+    assert "provider 'a' estimates the tokens by most of the json" in written[0]["error"]
+    assert written[1]["cost"] == {"tokens": 407, "words": 1}
+    assert written[1]["actual_cost"] == {"tokens": 100}
+    assert written[6]["cost"] == {"tokens": 10, "words": 1}
+    assert (written[7]["cost"], written[7]["actual_cost"]) == (3, {"tokens": 1})
+
+
+def test_the_largest_estimate_counts() -> None:
+    limits = {"base_url": "http://x", "limits": ["9 tokens/s"]}
+    flow = config(
+        limits | {"name": "a", "cost": 3}, limits | {"name": "b", "cost": 5}, limits | {"name": "c"}
+    )
+    routes = Routes(flow)
+    assert routes.metadata(parsed(provider="a"))["cost"] == {"tokens": 3}
+    with pytest.raises(BadRequest, match="'c' limits"):
+        routes.metadata(parsed())
+    two = Routes(flow.model_copy(update={"providers": flow.providers[:2]}))
+    assert two.metadata(parsed())["cost"] == {"tokens": 5}
+    assert two.metadata(parsed(cost={"x": 1}))["cost"] == {"x": 1, "tokens": 5}
+
+
+def test_fields_that_split_limits_are_found_in_the_request() -> None:
+    flow = FlowConfig.model_validate(
+        {
+            "providers": [
+                {
+                    "name": "a",
+                    "base_url": "http://a",
+                    "limits": [{"rate": "9/s", "key": "model"}, {"rate": "9/s", "key": "user.id"}],
+                }
+            ],
+            "chain": [{"strategy": "priority_queue", "key": "rank"}],
+        }
+    )
+    routes = Routes(flow)
+    metadata = routes.metadata(parsed(json={"model": "m", "user": {"id": 5}, "rank": 2}))
+    assert metadata == {"model": "m", "user.id": 5, "rank": 2}
+    assert routes.keys(metadata) == metadata
+    own = routes.metadata(parsed(json={"model": "m"}, metadata={"model": "mine", "x": 1}))
+    assert own == {"model": "mine", "x": 1}
+    assert routes.keys(own) == {"model": "mine"}
+
+
+@pytest.mark.parametrize(
+    ("base", "url", "sent"),
+    [
+        ("http://h/v1", "/v1/chat/completions", "http://h/v1/chat/completions"),
+        ("http://h/openai/v1", "/v1/chat", "http://h/openai/v1/chat"),
+        ("http://h", "/v1/chat", "http://h/v1/chat"),
+        ("http://h/v2", "/v1/chat", "http://h/v2/v1/chat"),
+        ("http://h/v1", "/v1", "http://h/v1/v1"),
+        ("http://h/v1", "http://h/v1/x", "http://h/v1/x"),
+    ],
+)
+def test_a_line_of_openai_s_batches(base: str, url: str, sent: str) -> None:
+    line = {"custom_id": "a", "method": "POST", "url": url, "body": {"x": 1}, "priority": "high"}
+    request = parse_request(json.dumps(line), 1)
+    assert (request.id, request.method, request.content) == ("a", "POST", b'{"x":1}')
+    assert request.metadata == {"priority": "high"}
+    assert url_of(request, base) == sent
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ({"custom_id": "a", "url": "/", "path": "/"}, "no field 'path'"),
+        ({"custom_id": "a", "method": "POST", "body": {}}, "either a path or a url"),
+        ({"custom_id": "a", "url": 5}, "path must be a string, not 5"),
+        ({"custom_id": None, "url": "/"}, "id must be a string"),
+        ({"path": "/", "metadata": 5}, "metadata must be an object, not 5"),
+        ({"path": "/", "metadata": {"cost": 5}}, "metadata: cost is a field beside metadata"),
+    ],
+)
+def test_a_bad_line_of_either_kind(line: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadRequest, match=says):
+        parse_request(json.dumps(line), 1)
+
+
+@real_time
+async def test_ids_that_come_twice_are_told() -> None:
+    async with FakeProvider("a") as a:
+        flow = config({"name": "a", "base_url": a.url})
+        written, _ = await results(
+            flow, {"id": "x", "path": "/"}, {"id": "x", "path": "/"}, {"id": 2, "path": "/"}
+        )
+    (twin,) = (line for line in written if line["status"] == "invalid")
+    assert (twin["line"], twin["error"]) == (2, "line 1 has the id 'x' already")
+    assert len(written) == 3
+
+
+@real_time
+async def test_a_line_that_is_too_long_is_not_sent() -> None:
+    async with FakeProvider("a") as a:
+        flow = config({"name": "a", "base_url": a.url})
+        written, _ = await results(flow, "x" * (LONGEST + 1), {"path": "/"})
+    assert [line["status"] for line in written] == ["invalid", "succeeded"]
+    assert "longer than 16,777,216 bytes" in written[0]["error"]
+
+
+@real_time
+async def test_a_strict_run_stops_at_what_is_no_request() -> None:
+    async with FakeProvider("a", latency=0.01) as a:
+        flow = config({"name": "a", "base_url": a.url, "max_concurrent": 2})
+        batch, sink = Batch(flow, strict=True, look_ahead=10), io.BytesIO()
+        lines = [json.dumps({"path": "/"})] * 50 + ["nonsense"] + [json.dumps({"path": "/"})] * 50
+        summary = await batch.run(lines, Ledger(sink))
+    assert batch.malformed is not None and batch.malformed.startswith("line 51: not valid JSON")
+    assert 39 <= summary.statuses["succeeded"] <= 50
+    assert summary.statuses["invalid"] == 1
 
 
 # ---- the report ---------------------------------------------------------------------------------

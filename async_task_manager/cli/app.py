@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -42,16 +43,39 @@ def atm(
     """Work that must respect limits."""
 
 
+class Format(StrEnum):
+    """How results are written."""
+
+    jsonl = "jsonl"
+    openai_batch = "openai-batch"
+
+
 @app.command()
 def run(
-    requests: Annotated[Path, typer.Argument(help="JSONL: one HTTP request per line.")],
+    *,
+    requests: Annotated[
+        Path, typer.Argument(help="JSONL or CSV, one HTTP request per line; - is standard input.")
+    ],
     config: Annotated[
         Path, typer.Option("--config", "-c", help="TOML: the providers and their limits.")
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="JSONL: one result per line, as they finish.")
+        Path,
+        typer.Option("--output", "-o", help="JSONL: one result per line. If it exists, go on."),
     ],
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")] = False,
+    format: Annotated[Format, typer.Option(help="How results are written.")] = Format.jsonl,
+    csv: Annotated[
+        bool, typer.Option("--csv", help="The input is CSV, even if its name doesn't say so.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Send again what has failed before.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first line that is no request.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Begin anew: overwrite an existing output.")
+    ] = False,
     look_ahead: Annotated[
         int,
         typer.Option(min=1, help="Requests read ahead: as far as priorities and times reach."),
@@ -61,18 +85,32 @@ def run(
 
     A request is a JSON object: `id`, `method`, `path` (below the provider's base_url) or `url`,
     `headers`, `json` or `body`, `provider`, `priority` (high, normal, low or a number),
-    `valid_after` (ISO-8601, or "+3s"), `cost` (a number, or {"tokens": 900}).
+    `valid_after` (ISO-8601, or "+3s"), `cost` (a number, or {"tokens": 900}), `metadata`; or a line
+    of OpenAI's batch format: `custom_id`, `method`, `url`, `body`. In CSV, columns are called like
+    these: `id`, `path`, `json.prompt`, `json.max_tokens:number`.
 
-    Ctrl-C starts nothing more and finishes what runs; a second one cancels that.
+    Ctrl-C starts nothing more and finishes what runs; a second one cancels that. The same command
+    again goes on where it was: what is finished is not sent again.
 
     Exit codes: 0 every request succeeded; 1 some did not, or a file failed on the way;
     2 bad usage or config, and nothing was sent; 130 interrupted.
 
     **Example:** `atm run requests.jsonl --config flow.toml --output results.jsonl`
     """
-    from async_task_manager.cli.run import run_command
+    from async_task_manager.cli.run import RunOptions, run_command
 
-    raise typer.Exit(run_command(requests, config, output, force=force, look_ahead=look_ahead))
+    options = RunOptions(
+        requests=requests,
+        config=config,
+        output=output,
+        format=format.value,
+        csv=csv,
+        retry_failed=retry_failed,
+        strict=strict,
+        force=force,
+        look_ahead=look_ahead,
+    )
+    raise typer.Exit(run_command(options))
 
 
 @app.command()

@@ -3,63 +3,83 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import shlex
 import signal
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from rich.console import Console
 
 from async_task_manager.cli.progress import shown
 from async_task_manager.config import ConfigError, load_config
-from async_task_manager.runner import Batch, Summary
+from async_task_manager.runner import (
+    Batch,
+    Ledger,
+    Lines,
+    OutputError,
+    Rows,
+    Summary,
+    journal_of,
+    open_ledger,
+    parse_request,
+)
+from async_task_manager.runner.recall import reach
 
-__all__ = ["Lines", "run_command"]
+__all__ = ["RunOptions", "run_command"]
 
 SUCCEEDED, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+STDIN = Path("-")
 
 
-class Lines:
-    """The lines of a file, and how many there are or will have been."""
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What was asked for on the command line."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._size = os.fstat(file.fileno()).st_size
-        self._bytes = self._count = 0
-
-    def __iter__(self) -> Iterator[bytes]:
-        for line in self._file:
-            self._bytes += len(line)
-            self._count += bool(line.strip())
-            yield line
-
-    @property
-    def expected(self) -> int | None:
-        """Extrapolated from what was read; exact once all was. None: there is no telling."""
-        if not self._bytes or not self._size:
-            return None
-        return max(self._count, round(self._count * self._size / self._bytes))
+    requests: Path
+    config: Path
+    output: Path
+    format: str
+    csv: bool
+    retry_failed: bool
+    strict: bool
+    force: bool
+    look_ahead: int
 
 
-def run_command(requests: Path, config: Path, output: Path, *, force: bool, look_ahead: int) -> int:
+def run_command(options: RunOptions) -> int:
     """Runs the batch and gives the exit code."""
     console = Console()
     running = False
     try:
         with ExitStack() as files:
-            batch = Batch(load_config(config), look_ahead=look_ahead)
-            lines = Lines(files.enter_context(requests.open("rb")))
-            if output.exists() and any(map(output.samefile, (requests, config))):
-                raise ConfigError(f"{output} is an input; the results need a file of their own")
-            sink = files.enter_context(output.open("wb" if force else "xb"))
+            config = load_config(options.config)
+            csv = options.csv or options.requests.suffix.lower() == ".csv"
+            batch = Batch(
+                config,
+                look_ahead=options.look_ahead,
+                strict=options.strict,
+                parse=Rows() if csv else parse_request,
+            )
+            lines = Lines(files.enter_context(_opened(options.requests)), csv=csv)
+            _check_output(options)
+            ledger = files.enter_context(
+                open_ledger(
+                    options.output,
+                    format=options.format,
+                    force=options.force,
+                    retry_failed=options.retry_failed,
+                    since=time.time() - reach(config),
+                )
+            )
+            if ledger.resumed:
+                console.print(_resuming(options.output, ledger), highlight=False, soft_wrap=True)
             running = True
-            summary = asyncio.run(_interruptible(batch, lines, sink, console))
-    except FileExistsError:
-        return _refuse(f"{output} exists already; --force overwrites it")
-    except ConfigError as error:
+            summary = asyncio.run(_interruptible(batch, lines, ledger, console))
+    except (ConfigError, OutputError) as error:
         return _refuse(str(error))
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
@@ -69,8 +89,31 @@ def run_command(requests: Path, config: Path, output: Path, *, force: bool, look
     return _conclude(batch, summary, console)
 
 
-async def _interruptible(batch: Batch, lines: Lines, sink: BinaryIO, console: Console) -> Summary:
-    """The run, with Ctrl-C as its interrupt."""
+@contextmanager
+def _opened(requests: Path) -> Iterator[int]:
+    """A file descriptor; of standard input, if the path is "-"."""
+    if requests == STDIN:
+        yield sys.stdin.fileno()
+        return
+    with requests.open("rb") as file:
+        yield file.fileno()
+
+
+def _check_output(options: RunOptions) -> None:
+    inputs = [path for path in (options.requests, options.config) if path != STDIN]
+    for path in (options.output, journal_of(options.output)):
+        if path.exists() and any(map(path.samefile, inputs)):
+            raise ConfigError(f"{path} is an input; the results need a file of their own")
+
+
+def _resuming(output: Path, ledger: Ledger) -> str:
+    flight = ledger.in_flight
+    lost = f"; {flight} that were in flight are sent again" if flight else ""
+    return f"resuming {output}: what is finished is not sent again{lost}"
+
+
+async def _interruptible(batch: Batch, lines: Lines, ledger: Ledger, console: Console) -> Summary:
+    """The run, with Ctrl-C, or a request to terminate, as its interrupt."""
     loop = asyncio.get_running_loop()
 
     def interrupt() -> None:
@@ -78,24 +121,31 @@ async def _interruptible(batch: Batch, lines: Lines, sink: BinaryIO, console: Co
         running = sum(part.running for part in batch.summary.providers.values())
         console.print(f"interrupted: finishing {running} that run; Ctrl-C again cancels them")
 
-    before = signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(interrupt))
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(interrupt)) for number in numbers
+    ]
     try:
         async with shown(batch, lambda: lines.expected, console):
-            return await batch.run(lines, sink)
+            return await batch.run(lines, ledger)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _conclude(batch: Batch, summary: Summary, console: Console) -> int:
     for table in summary.tables():
         console.print(table)
+    if batch.malformed is not None:
+        print(f"atm: {batch.malformed}; stopped there, as --strict says", file=sys.stderr)
     if batch.interrupted:
         console.print(
             f"interrupted: {summary.unsent} requests that were read were not sent, "
-            "nor was what comes after them"
+            "nor was what comes after them; to go on, run the same again:",
         )
+        print(f"  atm {shlex.join(sys.argv[1:])}")
     console.print(f"429s: {summary.too_many}", highlight=False)
-    if batch.interrupted:
+    if batch.interrupted and batch.malformed is None:
         return INTERRUPTED
     return SUCCEEDED if summary.all_succeeded else FAILED
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Final
 
 from async_task_manager._validate import number
 from async_task_manager.errors import InvalidValue
 
-__all__ = ["Estimate", "at_path", "checked_path", "parse_estimate"]
+__all__ = ["Estimate", "at_path", "checked_path", "found", "parse_estimate"]
 
 FORMS: Final = "a number, a field of the request's JSON ('max_tokens'), 'chars/4', or a sum of such"
 
@@ -78,3 +79,15 @@ def at_path(value: Any, path: str) -> Any:
         else:
             return None
     return value
+
+
+def found(value: Any, paths: Mapping[str, str]) -> dict[str, float]:
+    """The costs that parsed JSON tells, by unit; what is missing, or no number of at least 0, is
+    left out.
+    """
+    costs = {}
+    for unit, path in paths.items():
+        cost = at_path(value, path)
+        if not isinstance(cost, bool) and isinstance(cost, int | float) and 0 <= cost < inf:
+            costs[unit] = cost
+    return costs

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
+from async_task_manager.config.outcomes import RetriesStrategy
 from async_task_manager.config.problems import ConfigError, problem
 from async_task_manager.config.provider import ProviderConfig
 from async_task_manager.config.stages import PROVIDERS
@@ -23,6 +25,7 @@ from async_task_manager.errors import MissingExtra, TaskManagerError
 from async_task_manager.strategies import (
     BaseStrategy,
     Chain,
+    Feedback,
     PriorityQueueStrategy,
     Provider,
     ProviderRouterStrategy,
@@ -82,6 +85,20 @@ class FlowConfig(Strict):
             raise ValueError(str(error)) from None
         return chain
 
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """The fields of a request that the stages of the chain read, but for those that each
+        request has anyway.
+        """
+        found = [
+            value
+            for stage in _stages(self.chain)
+            for name in ("key", "_key", "field", "_field")
+            if isinstance(value := getattr(stage, name, None), str)
+        ]
+        known = ("priority", "valid_after", "provider", "cost")
+        return tuple(dict.fromkeys(name for name in found if name not in known))
+
     def only_enabled(self) -> FlowConfig:
         """The same without the providers that are switched off."""
         enabled = tuple(provider for provider in self.providers if provider.enabled)
@@ -130,19 +147,24 @@ def parse_config(data: dict[str, Any]) -> FlowConfig:
 
 
 def build_chain(config: FlowConfig) -> Chain:
-    """The stages of the file, or priorities and times, and a router over the providers in the
-    order of the file.
+    """The stages of the file, or priorities and times; a router over the providers in the order of
+    the file; and what retries them, unless a stage of the file does.
     """
     providers = [
         Provider(provider.name, limits=provider.strategies(), enabled=provider.enabled)
         for provider in config.providers
     ]
     router = ProviderRouterStrategy(providers)
-    if not config.chain:
-        return Chain(PriorityQueueStrategy(), TimeBasedStrategy(), router)
-    stages = list(_stages(config.chain))
-    place = config.chain.index(None) if None in config.chain else len(stages)
-    return Chain(*stages[:place], router, *stages[place:])
+    if config.chain:
+        stages = list(_stages(config.chain))
+        place = config.chain.index(None) if None in config.chain else len(stages)
+        stages.insert(place, router)
+    else:
+        stages = [PriorityQueueStrategy(), TimeBasedStrategy(), router]
+    retries = {p.name: retry for p in config.providers if (retry := p.retries()) is not None}
+    if retries and not any(isinstance(stage, Feedback) for stage in stages):
+        stages.append(RetriesStrategy(retries))
+    return Chain(*stages)
 
 
 def _stages(chain: Iterable[StageTable | None]) -> Iterable[BaseStrategy]:

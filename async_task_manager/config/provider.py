@@ -8,10 +8,11 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from async_task_manager.config.costs import Estimate, checked_path, parse_estimate
+from async_task_manager.config.outcomes import make_retry
 from async_task_manager.config.secrets import check_header, expanded, secrets_of
 from async_task_manager.config.tables import AnyLimit, RateTable, StageTable, Strict, in_range
 from async_task_manager.errors import MissingExtra
-from async_task_manager.strategies import ConcurrentLimitStrategy, Limit
+from async_task_manager.strategies import ConcurrentLimitStrategy, Limit, RetryStrategy
 
 try:
     from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator
@@ -76,6 +77,9 @@ class ProviderConfig(Strict):
     """Where in an answer's JSON the actual cost stands, "usage.total_tokens"; or a table of units.
     """
 
+    retry: Any = Field(default_factory=dict)
+    """How often and how soon what failed is tried again; false: never."""
+
     @field_validator("headers")
     @classmethod
     def _sendable(cls, headers: dict[str, SecretStr], info: ValidationInfo) -> dict[str, SecretStr]:
@@ -112,6 +116,15 @@ class ProviderConfig(Strict):
             checked_path(path)
         return settle
 
+    @field_validator("retry")
+    @classmethod
+    def _repeatable(cls, retry: Any) -> Any:
+        if retry is not False:
+            if not isinstance(retry, dict):
+                raise ValueError(f"must be a table or false, not {retry!r}")
+            make_retry(retry)
+        return retry
+
     # ---- what it is for others --------------------------------------------------------------
 
     def sent_headers(self) -> dict[str, str]:
@@ -136,6 +149,10 @@ class ProviderConfig(Strict):
         """The limits, each its own new strategy; the number of requests at once comes last."""
         windows = [limit.make(self.slack) for limit in self.rates]
         return [*windows, ConcurrentLimitStrategy(self.max_concurrent)]
+
+    def retries(self) -> RetryStrategy | None:
+        """A new strategy for what failed; None: it stays failed."""
+        return None if self.retry is False else make_retry(self.retry)
 
     @cached_property
     def units(self) -> tuple[str, ...]:

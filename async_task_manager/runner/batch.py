@@ -3,28 +3,53 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, BinaryIO
+from typing import Any, Final, TypeAlias
 
 from async_task_manager._validate import whole
-from async_task_manager.config import FlowConfig, build_chain
+from async_task_manager.config import ConfigError, FlowConfig, build_chain
+from async_task_manager.config.costs import found
 from async_task_manager.errors import TaskManagerError, TaskTooLarge
 from async_task_manager.manager import TaskManager
-from async_task_manager.runner.client import Answer, Client, HttpFailure
+from async_task_manager.runner.client import Answer, Client
+from async_task_manager.runner.failures import HttpFailure
+from async_task_manager.runner.ledger import Ledger
+from async_task_manager.runner.recall import recall
 from async_task_manager.runner.report import Summary
-from async_task_manager.runner.requests import (
-    BadRequest,
-    Request,
-    dumps,
-    parse_request,
-    provider_for,
-)
+from async_task_manager.runner.requests import BadRequest, Request, parse_request
+from async_task_manager.runner.routes import Routes
+from async_task_manager.runner.source import LONGEST
 from async_task_manager.strategies import ProviderRouterStrategy
 from async_task_manager.task import Task, current_task
 
 __all__ = ["Batch"]
+
+Source: TypeAlias = "Iterable[str | bytes] | AsyncIterable[tuple[int, bytes] | None]"
+Parse: TypeAlias = "Callable[[str | bytes, int], Request | None]"
+
+LOOK_AHEAD_BYTES: Final = 32 * 1024 * 1024
+"""Of the lines that are read and not done; however few these are, no more are read."""
+BREATH: Final = 16
+"""Lines after which what has arrived meanwhile is looked at."""
+SYNC_EVERY: Final = 1.0
+"""Seconds between one time that the results are forced to the disk and the next."""
+
+
+class _Open:
+    """A request that has no result yet."""
+
+    __slots__ = ("actual", "cost", "keys", "ran", "request", "size")
+
+    def __init__(self, request: Request, size: int, cost: Any, keys: dict[str, Any]) -> None:
+        self.request = request
+        self.size = size
+        self.cost = cost
+        self.keys = keys
+        self.ran = 0.0
+        """Seconds of all attempts that have ended."""
+        self.actual: dict[str, float] | None = None
 
 
 class Batch:
@@ -34,27 +59,45 @@ class Batch:
         config: The providers and their limits.
         look_ahead: How many requests are read ahead of their start, at least 1. Priorities and
             times reach that far; memory doesn't grow beyond it.
+        strict: The first line that is no request ends the reading; what was read is not started
+            any more.
+        parse: Makes a request of a line and its number, or None of one that asks for nothing.
 
     Raises:
         InvalidValue, InvalidType: ``look_ahead`` is no whole number of at least 1.
     """
 
-    def __init__(self, config: FlowConfig, *, look_ahead: int = 1000) -> None:
+    def __init__(
+        self,
+        config: FlowConfig,
+        *,
+        look_ahead: int = 1000,
+        strict: bool = False,
+        parse: Parse = parse_request,
+    ) -> None:
         self._look_ahead = whole("look_ahead", look_ahead, at_least=1)
-        self._config = config
+        self._strict = strict
+        self._parse = parse
+        self._routes = Routes(config)
         # Nobody could switch a provider on during a run: what waits for it would wait for ever.
         enabled = config.only_enabled()
-        chain = build_chain(enabled)
-        router = chain.stages[-1]
-        assert isinstance(router, ProviderRouterStrategy)
-        self._manager = TaskManager(chain)
+        self._providers = enabled.providers
+        self._settled = {provider.name: provider.settled for provider in enabled.providers}
+        self._chain = build_chain(enabled)
+        router = next(s for s in self._chain.stages if isinstance(s, ProviderRouterStrategy))
+        self._manager = TaskManager(self._chain)
         self.summary = Summary(enabled, router)
         """The counts so far."""
         self.interrupted = False
-        self._open: dict[Task[Answer], Request] = {}
+        self.malformed: str | None = None
+        """The line that ended a strict run, and why."""
+        self._open: dict[Task[Answer], _Open] = {}
+        self._bytes = 0
         self._moved = asyncio.Event()
         """Set when a task has ended or the run is interrupted."""
         self._failure: Exception | None = None
+        self._ledger: Ledger
+        self._client: Client
 
     def interrupt(self) -> None:
         """Starts nothing more and finishes what runs; the second time, cancels that too."""
@@ -65,20 +108,24 @@ class Batch:
         self._manager.pause()
         self._moved.set()
 
-    async def run(self, lines: Iterable[str | bytes], sink: BinaryIO) -> Summary:
-        """Sends the request of every line, and writes one line per result as it comes. Once.
+    async def run(self, lines: Source, ledger: Ledger) -> Summary:
+        """Sends the request of every line, and takes each result down as it comes. Once.
 
-        The first request leaves when as many are read as ``look_ahead`` says, or all: until then
-        the most urgent may still come. A line that is no request becomes a result that says so.
-        Cancelled, it cancels what runs, and writes that down.
+        The first request leaves when as many are read as ``look_ahead`` says, or all there are for
+        now: until then the most urgent may still come. A line that is no request becomes a result
+        that says so. What the ledger knows as finished is not sent, and what was sent before
+        counts in the limits. Cancelled, it cancels what runs, and writes that down.
 
         Raises:
             Exception: whatever reading a line or writing a result raised; what ran has ended.
         """
-        async with Client(self._config.only_enabled().providers) as client:
+        self._ledger = ledger
+        async with Client(self._providers) as self._client:
+            recall(ledger.starts(), self._chain)
             self.summary.begin()
+            keeper = asyncio.create_task(self._keep())
             try:
-                await self._feed(lines, sink, client)
+                await self._feed(lines)
                 await self._until(lambda: not self._open)
                 self.summary.unsent = self._manager.stats().queued
                 await self._manager.close()
@@ -89,10 +136,17 @@ class Batch:
                 while self._open:  # callbacks write the results, a turn later
                     self._moved.clear()
                     await self._moved.wait()
+                keeper.cancel()
                 self.summary.finish()
         if self._failure is not None:
             raise self._failure
         return self.summary
+
+    async def _keep(self) -> None:
+        """Forces to the disk what was written, many lines at a time."""
+        while True:
+            await asyncio.sleep(SYNC_EVERY)
+            await asyncio.to_thread(self._ledger.sync)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         """Waits until it holds, or the run is interrupted."""
@@ -100,73 +154,183 @@ class Batch:
             self._moved.clear()
             await self._moved.wait()
 
-    async def _feed(self, lines: Iterable[str | bytes], sink: BinaryIO, client: Client) -> None:
-        for number, line in enumerate(lines, 1):
-            if len(self._open) >= self._look_ahead:
-                await self._manager.idle()
-                await self._until(lambda: len(self._open) < self._look_ahead)
-            await asyncio.sleep(0)  # what arrives meanwhile is not kept waiting
-            if self.interrupted:
-                return
-            if line.strip():
-                self._take(line, number, sink, client)
-        await self._manager.idle()
+    def _has_room(self) -> bool:
+        return len(self._open) < self._look_ahead and self._bytes < LOOK_AHEAD_BYTES
 
-    def _take(self, line: str | bytes, number: int, sink: BinaryIO, client: Client) -> None:
-        status = "invalid"
-        id: str | int = number
+    # ---- in ---------------------------------------------------------------------------------
+
+    async def _feed(self, lines: Source) -> None:
+        read = 0
+        source = _numbered(lines)
+        item: Any
         try:
-            request = parse_request(line, number)
-            id = request.id
-            pin = provider_for(request, self._config)
-            metadata = request.metadata | ({} if pin is None else {"provider": pin})
-            task = self._manager.add_task(partial(self._send, client, request), metadata)
-        except (BadRequest, TaskManagerError) as error:
-            if isinstance(error, BadRequest):
-                id = error.id
-            elif isinstance(error, TaskTooLarge):
-                status = "rejected"
-            self._conclude({"id": id, "line": number, "status": status, "error": str(error)}, sink)
-        else:
-            self._open[task] = request
-            task.add_done_callback(partial(self._ended, sink))
+            item = await anext(source, _END)
+            while item is not _END and not self.interrupted:
+                if item is None:
+                    await self._manager.idle()  # whatever comes next, it isn't here now
+                    item = await self._awaited(source)
+                    continue
+                read += 1
+                if not self._has_room():
+                    await self._manager.idle()
+                    await self._until(self._has_room)
+                elif read % BREATH == 0:
+                    await asyncio.sleep(0)  # what arrives meanwhile is not kept waiting
+                if self.interrupted:
+                    return
+                number, line = item
+                if line.strip():
+                    self._take(line, number)
+                item = await anext(source, _END)
+        finally:
+            await source.aclose()
+        if not self.interrupted:
+            await self._manager.idle()
 
-    async def _send(self, client: Client, request: Request) -> Answer:
+    async def _awaited(self, source: AsyncIterator[Any]) -> Any:
+        """The next item, however long it takes; the end, if the run is interrupted meanwhile."""
+        coming = asyncio.ensure_future(anext(source, _END))
+        moved: asyncio.Future[Any] = asyncio.ensure_future(self._until(lambda: False))
+        try:
+            await asyncio.wait({coming, moved}, return_when=asyncio.FIRST_COMPLETED)
+            return coming.result() if coming.done() else _END
+        finally:
+            for each in (coming, moved):
+                each.cancel()
+            await asyncio.wait({coming, moved})
+
+    def _take(self, line: str | bytes, number: int) -> None:
+        result: dict[str, Any] = {"id": number, "line": number, "status": "invalid"}
+        try:
+            if len(line) > LONGEST:
+                raise BadRequest(f"the line is longer than {LONGEST:,} bytes", number)
+            request = self._parse(line, number)
+            if request is None:
+                return
+            result["id"] = request.id
+            if (twin := self._ledger.twin(request.id, number)) is not None:
+                raise BadRequest(f"line {twin} has the id {request.id!r} already", request.id)
+            if self._ledger.finished(request.id):
+                self.summary.skipped += 1
+                return
+            metadata = self._routes.metadata(request)
+            request.json = None  # it was looked at, and the content says the same
+            task = self._manager.add_task(partial(self._send, request), metadata)
+        except BadRequest as error:
+            result["id"] = error.id
+            self._refuse(result, error)
+        except ConfigError:  # not this line alone is at fault
+            raise
+        except TaskTooLarge as error:
+            self._refuse(result | {"status": "rejected"}, error)
+        except TaskManagerError as error:
+            self._refuse(result, error)
+        else:
+            keys = self._routes.keys(metadata)
+            self._open[task] = _Open(request, len(line), metadata.get("cost"), keys)
+            self._bytes += len(line)
+            task.add_done_callback(self._ended)
+
+    def _refuse(self, result: dict[str, Any], error: Exception) -> None:
+        result["error"] = str(error)
+        if result["status"] == "invalid":
+            if self._strict:
+                self.malformed = f"line {result['line']}: {error}"
+                self.interrupt()
+            if self._ledger.told(result["line"]):
+                self.summary.record(result)
+                return
+        self._conclude(result)
+
+    # ---- a request --------------------------------------------------------------------------
+
+    async def _send(self, request: Request) -> Answer:
         task = current_task()
         assert task is not None and task.provider is not None
-        self.summary.begun(task.provider, self._manager.time())
-        return await client.send(request, task.provider)
+        provider, began = task.provider, self._manager.time()
+        entry = self._open[task]
+        try:
+            at = round(self._manager.epoch + began, 6)
+            self._ledger.begun(request.id, provider, at, entry.cost, entry.keys)
+        except Exception as error:
+            self._fail(error)
+            raise
+        self.summary.begun(provider, began)
+        status, ok = None, False
+        try:
+            answer = await self._client.send(request, provider)
+            status, ok = answer.status, True
+            self._settle(task, entry, answer.content)
+            return answer
+        except HttpFailure as error:
+            status = error.status
+            self._settle(task, entry, error.content)
+            raise
+        finally:
+            seconds = self._manager.time() - began
+            entry.ran += seconds
+            self.summary.answered(provider, seconds, status, ok)
 
-    def _ended(self, sink: BinaryIO, task: Task[Answer]) -> None:
-        request = self._open.pop(task)
+    def _settle(self, task: Task[Any], entry: _Open, content: Any) -> None:
+        """What it really cost, where the answer says so."""
+        actual = found(content, self._settled[task.provider or ""])
+        if actual:
+            entry.actual = actual
+            task.settle(actual)
+            now = round(self._manager.epoch + self._manager.time(), 6)
+            self._ledger.settled(entry.request.id, now, actual)
+
+    # ---- out --------------------------------------------------------------------------------
+
+    def _ended(self, task: Task[Answer]) -> None:
+        entry = self._open.pop(task)
+        self._bytes -= entry.size
         self._moved.set()
         if task.state != "cancelled" or task.started_at is not None:
-            self._conclude(_result(request, task), sink)
+            self._conclude(_result(entry, task))
 
-    def _conclude(self, result: dict[str, Any], sink: BinaryIO) -> None:
+    def _conclude(self, result: dict[str, Any]) -> None:
         self.summary.record(result)
         try:
-            sink.write(dumps(result) + b"\n")
-            sink.flush()
+            self._ledger.ended(result)
         except Exception as error:  # raised here, in a callback, it would only be logged
-            if self._failure is None:
-                self._failure = error
-                self.interrupt()
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        if self._failure is None:
+            self._failure = error
+            self.interrupt()
 
 
-def _result(request: Request, task: Task[Answer]) -> dict[str, Any]:
+_END: Final = object()
+
+
+async def _numbered(lines: Source) -> AsyncGenerator[Any, None]:
+    if isinstance(lines, AsyncIterable):
+        async for each in lines:
+            yield each
+    else:
+        for item in enumerate(lines, 1):
+            yield item
+
+
+def _result(entry: _Open, task: Task[Answer]) -> dict[str, Any]:
+    waited = None
+    if task.created_at is not None and task.finished_at is not None:
+        waited = round(max(0.0, task.finished_at - task.created_at - entry.ran), 6)
     result: dict[str, Any] = {
-        "id": request.id,
+        "id": entry.request.id,
         "status": task.state,
         "provider": task.provider,
         "attempts": task.attempt,
         "http_status": None,
-        "waited": _seconds(task.created_at, task.started_at),
+        "waited": waited,
         "duration": _seconds(task.started_at, task.finished_at),
         "created_at": _iso(task.created_at),
         "started_at": _iso(task.started_at),
         "finished_at": _iso(task.finished_at),
-        "cost": request.metadata.get("cost"),
+        "cost": entry.cost,
+        "actual_cost": entry.actual,
     }
     if task.state == "cancelled":
         return result | {"error": "cancelled while it ran"}

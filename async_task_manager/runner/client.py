@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from async_task_manager.config.secrets import hidden
 from async_task_manager.errors import MissingExtra
+from async_task_manager.runner.failures import BadAnswer, Broken, failure
+from async_task_manager.runner.routes import url_of
 
 try:
     import anyio.lowlevel  # what httpx runs on
@@ -25,16 +28,7 @@ if TYPE_CHECKING:
     from async_task_manager.config import ProviderConfig
     from async_task_manager.runner.requests import Request
 
-__all__ = ["Answer", "Client", "HttpFailure"]
-
-
-class HttpFailure(Exception):
-    """The provider answered, and not with a 2xx."""
-
-    def __init__(self, status: int, reason: str, content: Any) -> None:
-        super().__init__(f"HTTP {status} {reason}".rstrip())
-        self.status = status
-        self.content = content
+__all__ = ["Answer", "Client"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +50,8 @@ class Client:
         """The answer: parsed if it is JSON, else as text; what is no text, {"base64": "..."}.
 
         Raises:
-            HttpFailure: it is no 2xx.
+            HttpFailure: it is no 2xx; RateLimited as well, if it asks to slow down; NonRetryable,
+                if the request itself is at fault; BadAnswer, if it is a 2xx with broken JSON.
             TimeoutError: there was none within the provider's ``timeout``.
             httpx.HTTPError: there was none for another reason.
         """
@@ -99,7 +94,7 @@ class _Pool:
             async with asyncio.timeout(self.timeout):
                 response = await self.http.request(
                     request.method,
-                    request.target if request.full else f"{self.base}/{request.target}",
+                    url_of(request, self.base),
                     headers=request.headers,
                     content=request.content,
                 )
@@ -107,23 +102,29 @@ class _Pool:
             raise TimeoutError(f"no answer within {self.timeout:g} s") from None
         content = self.content(response)
         if not response.is_success:
-            raise HttpFailure(response.status_code, response.reason_phrase, content)
+            raise failure(response, content)
+        if isinstance(content, Broken):
+            raise BadAnswer(response, content)
         return Answer(response.status_code, content)
 
     def content(self, response: httpx.Response) -> Any:
-        """What came back, without the secrets, should the provider repeat one."""
+        """What came back, without the secrets, should the provider repeat one; `Broken`, if it
+        says that it is JSON, and isn't.
+        """
         try:
             text = response.content.decode(response.charset_encoding or "utf-8")
         except (UnicodeDecodeError, LookupError):
-            return {"base64": base64.b64encode(response.content).decode()}
-        for secret in self.secrets:
-            text = text.replace(secret, "***")
+            raw = response.content
+            for secret in self.secrets:
+                raw = raw.replace(secret.encode(), b"***")
+            return {"base64": base64.b64encode(raw).decode()}
+        text = hidden(text, self.secrets)
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind == "application/json" or kind.endswith("+json"):
+        if text and (kind == "application/json" or kind.endswith("+json")):
             try:
                 return json.loads(text, parse_constant=_no_number)
             except (ValueError, RecursionError):
-                pass
+                return Broken(text)
         return text
 
 

@@ -77,6 +77,9 @@ class ProviderSummary:
     running: int = 0
     succeeded: int = 0
     failed: int = 0
+    """Requests that ended here without success."""
+    errors: int = 0
+    """Attempts without success, whether or not another followed."""
     too_many: int = 0
     """Answers 429: the provider says that a limit was overshot."""
     waits: Distribution = field(default_factory=Distribution)
@@ -97,6 +100,8 @@ class Summary:
         """Results by their status."""
         self.unsent = 0
         """Requests that were read and not sent, since the run was interrupted."""
+        self.skipped = 0
+        """Requests that an earlier run has finished."""
         self.seconds = 0.0
         self._began = time.monotonic()
 
@@ -112,20 +117,25 @@ class Summary:
         for use in provider.limits:
             use.note(now)
 
+    def answered(self, name: str, seconds: float, status: int | None, ok: bool) -> None:
+        """An attempt is over."""
+        provider = self.providers[name]
+        provider.running -= 1
+        provider.durations.add(seconds)
+        provider.errors += not ok
+        provider.too_many += status == 429
+
     def record(self, result: dict[str, Any]) -> None:
         """Counts one result line."""
         self.statuses[result["status"]] += 1
-        if result.get("waited") is None:
+        provider = self.providers.get(result.get("provider") or "")
+        if provider is None:
             return  # it was never sent
-        provider = self.providers[result["provider"]]
-        provider.running -= 1
         provider.waits.add(result["waited"])
-        provider.durations.add(result["duration"])
         if result["status"] == "succeeded":
             provider.succeeded += 1
         else:
             provider.failed += 1
-        provider.too_many += result["http_status"] == 429
 
     def finish(self) -> None:
         """The run is over."""
@@ -152,12 +162,16 @@ class Summary:
 
         counts = ", ".join(f"{count} {status}" for status, count in self.statuses.most_common())
         title = f"{self.done} requests in {self.seconds:.1f} s" + (counts and f": {counts}")
+        if self.skipped:
+            title += f"; {self.skipped} were finished before"
         table = Table(title=title, title_justify="left")
         table.add_column("provider", overflow="fold")
-        for heading in ("sent", "ok", "failed", "429s", "wait p50/p95 s", "took p50/p95 s"):
+        headings = ("sent", "ok", "failed", "retried", "429s", "wait p50/p95 s", "took p50/p95 s")
+        for heading in headings:
             table.add_column(heading, justify="right")
         for name, part in self.providers.items():
-            cells = map(str, (part.sent, part.succeeded, part.failed, part.too_many))
+            retried = max(0, part.errors - part.failed)
+            cells = map(str, (part.sent, part.succeeded, part.failed, retried, part.too_many))
             table.add_row(name, *cells, _pair(part.waits), _pair(part.durations))
         yield table
 

@@ -6,12 +6,13 @@ import json
 import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from async_task_manager._validate import number, one_of
 from async_task_manager.config.problems import meant
 from async_task_manager.config.secrets import check_header
 from async_task_manager.errors import InvalidType, MissingExtra
+from async_task_manager.runner.results import dumps
 from async_task_manager.strategies.priority_queue import LEVELS
 
 try:
@@ -19,10 +20,7 @@ try:
 except ImportError as error:
     raise MissingExtra("cli", "httpx") from error
 
-if TYPE_CHECKING:
-    from async_task_manager.config import FlowConfig, ProviderConfig
-
-__all__ = ["BadRequest", "Request", "dumps", "parse_request", "provider_for"]
+__all__ = ["FIELDS", "BadRequest", "Request", "checked_id", "parse_request", "request_of"]
 
 METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 FIELDS: Final = (
@@ -37,7 +35,11 @@ FIELDS: Final = (
     "priority",
     "valid_after",
     "cost",
+    "metadata",
 )
+OPENAI: Final = ("custom_id", "method", "url", "body")
+"""A line of OpenAI's batch format; the fields for strategies may stand beside these."""
+STRATEGIC: Final = ("provider", "priority", "valid_after", "cost", "metadata")
 _DELAY: Final = re.compile(r"\+([0-9]+(?:\.[0-9]+)?) ?(ms|s|m|h)")
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -50,7 +52,7 @@ class BadRequest(ValueError):
         self.id = id
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """What one line asks for."""
 
@@ -63,11 +65,15 @@ class Request:
     headers: dict[str, str]
     content: bytes | None
     metadata: dict[str, Any]
-    """provider, priority, valid_after, cost: for the strategies."""
+    """provider, priority, valid_after, cost, and whatever else: for the strategies."""
+    json: Any = None
+    """What the content was made of."""
+    batch: bool = False
+    """The target is a path from the host on, as OpenAI's batches have it."""
 
 
 def parse_request(line: str | bytes, number: int) -> Request:
-    """The request on a line; one without an id is called by its number.
+    """The request on a line, our own or OpenAI's; one without an id is called by its number.
 
     Raises:
         BadRequest: it isn't one.
@@ -75,54 +81,11 @@ def parse_request(line: str | bytes, number: int) -> Request:
     id: str | int = number
     try:
         data = _object(line)
-        id = _id(data.get("id", number))
-        return _request(id, data)
+        batch = "custom_id" in data
+        id = checked_id(data.get("custom_id" if batch else "id", number))
+        return request_of(id, _from_openai(data) if batch else data, batch=batch)
     except (ValueError, InvalidType) as error:
         raise BadRequest(str(error), id) from None
-
-
-def provider_for(request: Request, config: FlowConfig) -> str | None:
-    """The provider that has to take the request; None: any may.
-
-    A full URL goes to the first provider below whose ``base_url`` it lies, and to no other: the
-    headers of a provider are secrets that no other host may see.
-
-    Raises:
-        BadRequest: the provider that it names doesn't exist or is switched off, the URL isn't
-            that provider's or nobody's, or a limit counts a unit of which it doesn't say the cost.
-    """
-    try:
-        providers = [provider for provider in config.providers if provider.enabled]
-        if (name := request.metadata.get("provider")) is not None:
-            providers = [_called(name, config)]
-        if request.full:
-            target = httpx.URL(request.target)
-            whose = f"provider {name!r}" if name is not None else "an enabled provider"
-            providers = [p for p in providers if _is_below(target, httpx.URL(p.base_url))][:1]
-            if not providers:
-                raise ValueError(f"url {request.target!r} is not below the base_url of {whose}")
-            name = providers[0].name
-        for provider in providers:
-            if not request.full:
-                _check_path(request.target, provider)
-            _check_units(request.metadata.get("cost"), provider)
-    except ValueError as error:
-        raise BadRequest(str(error), request.id) from None
-    return name
-
-
-def dumps(value: Any) -> bytes:
-    """JSON in UTF-8; half a surrogate pair, which UTF-8 cannot hold, stays escaped.
-
-    Raises:
-        ValueError: NaN or an infinite number, which JSON cannot hold.
-    """
-    try:
-        return json.dumps(
-            value, ensure_ascii=False, allow_nan=False, separators=(",", ":")
-        ).encode()
-    except UnicodeEncodeError:
-        return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
 
 
 # ---- the fields -----------------------------------------------------------------------------
@@ -147,17 +110,39 @@ def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
-def _id(value: object) -> str | int:
+def checked_id(value: object) -> str | int:
+    """The id, if it can be one; else a ValueError."""
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError(f"id must be a string or a whole number, not {value!r}")
     return value
 
 
-def _request(id: str | int, data: dict[str, Any]) -> Request:
+def _known(data: dict[str, Any], fields: tuple[str, ...]) -> None:
     for name in data:
-        if name not in FIELDS:
-            hint = meant(name, FIELDS) or f"; the fields are {', '.join(FIELDS)}"
+        if name not in fields:
+            hint = meant(name, fields) or f"; the fields are {', '.join(fields)}"
             raise ValueError(f"there is no field {name!r}{hint}")
+
+
+def _from_openai(data: dict[str, Any]) -> dict[str, Any]:
+    _known(data, OPENAI + STRATEGIC)
+    same = {name: value for name, value in data.items() if name in STRATEGIC or name == "method"}
+    if "body" in data:
+        same["json"] = data["body"]
+    url = data.get("url")
+    if url is not None:
+        full = isinstance(url, str) and url.startswith(("http://", "https://"))
+        same["url" if full else "path"] = url
+    return same
+
+
+def request_of(id: str | int, data: dict[str, Any], *, batch: bool = False) -> Request:
+    """The request that these fields make.
+
+    Raises:
+        ValueError, InvalidType: they make none.
+    """
+    _known(data, FIELDS)
     if "json" in data and "body" in data:
         raise ValueError("json and body exclude each other")
     content: bytes | None = None
@@ -178,6 +163,8 @@ def _request(id: str | int, data: dict[str, Any]) -> Request:
         headers=headers,
         content=content,
         metadata=_metadata(data),
+        json=data.get("json"),
+        batch=batch and not full,
     )
 
 
@@ -211,6 +198,13 @@ def _headers(value: object) -> dict[str, str]:
 
 def _metadata(data: dict[str, Any]) -> dict[str, Any]:
     metadata: dict[str, Any] = {}
+    own = data.get("metadata")
+    if own is not None:
+        if not isinstance(own, dict):
+            raise ValueError(f"metadata must be an object, not {own!r}")
+        if taken := [name for name in own if name in STRATEGIC]:
+            raise ValueError(f"metadata: {taken[0]} is a field beside metadata, not inside it")
+        metadata |= own
     if data.get("provider") is not None:
         metadata["provider"] = _text(data, "provider")
     priority = data.get("priority")
@@ -251,43 +245,3 @@ def _instant(value: object) -> datetime | timedelta:
         "valid_after must be ISO-8601, such as '2030-01-31T08:00:00Z', or a delay such as "
         f"'+500ms', '+3s', '+2m', '+1h', not {value!r}"
     )
-
-
-# ---- the provider ---------------------------------------------------------------------------
-
-
-def _called(name: str, config: FlowConfig) -> ProviderConfig:
-    for provider in config.providers:
-        if provider.name == name:
-            if not provider.enabled:
-                raise ValueError(f"provider {name!r} is switched off in the config")
-            return provider
-    known = [provider.name for provider in config.providers]
-    raise ValueError(f"there is no provider {name!r}{meant(name, known)}")
-
-
-def _check_path(path: str, provider: ProviderConfig) -> None:
-    """With "..", a path would take the provider's headers to where they are not meant for."""
-    base = provider.base_url.rstrip("/")
-    if not _is_below(httpx.URL(f"{base}/{path}"), httpx.URL(base)):
-        raise ValueError(f"path {path!r} leaves the base_url of provider {provider.name!r}")
-
-
-def _is_below(target: httpx.URL, base: httpx.URL) -> bool:
-    """Same scheme, host and port, and the path begins with the base's; httpx has resolved "..".
-
-    Where "%2e" would be resolved as well, the host is still the same.
-    """
-    same = (target.scheme, target.host, target.port) == (base.scheme, base.host, base.port)
-    return same and f"{target.path}/".startswith(f"{base.path.rstrip('/')}/")
-
-
-def _check_units(cost: object, provider: ProviderConfig) -> None:
-    """A bare number counts for every unit, as the limits have it."""
-    given = cost if isinstance(cost, dict) else {}
-    for unit in provider.units if cost is None or isinstance(cost, dict) else ():
-        if given.get(unit) is None:
-            raise ValueError(
-                f"cost must say how many {unit} it takes, which provider {provider.name!r} "
-                f'limits: "cost": {{"{unit}": 100}}{meant(unit, given)}'
-            )
