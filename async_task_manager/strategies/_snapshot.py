@@ -78,6 +78,8 @@ class _Copier:
         """As `copy.deepcopy` keeps it, by which the policies are copied."""
         self.empty: deque[tuple[Any, Any]] = deque()
         self.names: dict[type, tuple[str, ...]] = {}
+        self.branches: dict[Any, Any] = {}
+        """All through which a task may go, or has gone."""
         self.ways: dict[type, Callable[[Any], Any]] = {
             list: lambda given: [self.twin(item) for item in given],
             tuple: lambda given: tuple([self.twin(item) for item in given]),
@@ -99,6 +101,8 @@ class _Copier:
                 copy.deepcopy(stage, self.memo)
             except Exception as error:
                 raise InvalidState(f"{stage!r} cannot be copied: {error!r}") from error
+        for branch in self.branches:
+            copy.deepcopy(branch, self.memo)  # one that was removed is no part of a stage any more
         while self.empty:
             self._fill(*self.empty.popleft())
         chain._by_hand, chain._manager, chain.observers = ByHand(chain), None, None
@@ -181,6 +185,7 @@ class _Copier:
         elif type(key) is dict:  # a router's: the keys inside each branch
             for parts in key.values():
                 self._share(parts)
+            self.branches.update(key)
         else:
             self.memo[id(key)] = key
 

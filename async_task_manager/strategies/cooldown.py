@@ -71,7 +71,10 @@ class CooldownStrategy(Limit):
         self._default = plain(number("default_seconds", value, at_least=0))
 
     def set_wall_offset(self, offset: float, now: float) -> None:
-        """Follows the wall clock."""
+        """Follows the wall clock. What is over stays over, though the clock be set back."""
+        for pause in self._pauses.values():
+            if pause.wall - self._offset <= now:
+                pause.wall = -inf
         self._offset = offset
 
     def ready_at(self, key: Hashable, cost: Cost, now: float) -> float:
