@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import Any
 
@@ -73,9 +74,38 @@ async def test_when_nobody_is_healthy_tasks_wait_until_it_is_told_that_one_is() 
         assert await task == "b"
 
 
-async def _done_soon(manager: TaskManager, task: Task[Any]) -> bool:
-    import asyncio
+async def test_an_async_check_is_made_every_so_often_and_wakes_what_waits() -> None:
+    sick: set[str] = set()
+    asked: list[tuple[float, str]] = []
+    loop = asyncio.get_running_loop()
 
+    async def check(name: str) -> bool:
+        asked.append((loop.time(), name))
+        await asyncio.sleep(0.1)
+        if name == "b" and "b" in sick:
+            raise ConnectionError
+        if name == "c" and "c" in sick:
+            await asyncio.sleep(100)
+        return name not in sick
+
+    strategy = WeightedRoundRobinStrategy(dict.fromkeys("abc", 1), health=check, health_interval=2)
+    strategy.observe({"x-ratelimit-remaining": "5"}, 0.0)  # other facts are none of its business
+    async with TaskManager(strategy) as manager:
+        assert Counter(await manager.gather(*[where] * 6)) == {"a": 2, "b": 2, "c": 2}
+        sick |= {"a", "b", "c"}
+        await asyncio.sleep(7)
+        waiting = manager.add_task(where)
+        assert not await _done_soon(manager, waiting)
+        sick -= {"b"}
+        assert await waiting == "b"
+        assert Counter(await manager.gather(*[where] * 3)) == {"b": 3}
+        sick.clear()
+        await asyncio.sleep(10)
+        assert Counter(await manager.gather(*[where] * 6)) == {"a": 2, "b": 2, "c": 2}
+    assert asked[:3] == [(2, "a"), (2, "b"), (2, "c")]
+
+
+async def _done_soon(manager: TaskManager, task: Task[Any]) -> bool:
     await asyncio.sleep(10)
     return task.done()
 
@@ -100,6 +130,7 @@ async def test_resources_change_live_and_can_be_named_by_the_task() -> None:
         ([{"a": 0}], {}, InvalidValue, "weight of 'a' .* above 0, not 0"),
         ([{1: 1}], {}, InvalidType, "name must be a non-empty str, not 1"),
         ([{"a": 1}], {"health": True}, InvalidType, "health must be .*, not True"),
+        ([{"a": 1}], {"health_interval": 0}, InvalidValue, "health_interval .* above 0, not 0"),
         ([{"a": 1}], {"field": 3}, InvalidType, "field must be .*, not 3"),
     ],
 )
@@ -114,7 +145,7 @@ def test_bad_parameters(
     "text",
     [
         "WeightedRoundRobinStrategy({'a': 5, 'b': 1})",
-        "WeightedRoundRobinStrategy({'a': 0.5}, health={'a': False}, field='server')",
+        "WeightedRoundRobinStrategy({'a': 0.5}, health={}, health_interval=1, field='s')",
     ],
 )
 def test_repr_is_the_call(text: str) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from async_task_manager._validate import number
 from async_task_manager.errors import InvalidType, InvalidValue
+from async_task_manager.strategies.base import Sampling
 from async_task_manager.strategies.provider_router import Provider, ProviderRouterStrategy
 
 if TYPE_CHECKING:
@@ -13,7 +18,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Health", "WeightedRoundRobinStrategy"]
 
-Health: TypeAlias = "Mapping[str, bool] | Callable[[str], bool] | None"
+Health: TypeAlias = (
+    "Mapping[str, bool] | Callable[[str], bool] | Callable[[str], Awaitable[bool]] | None"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ailing:
+    """What a round of health checks found."""
+
+    names: frozenset[str]
 
 
 class WeightedRoundRobinStrategy(ProviderRouterStrategy):
@@ -30,9 +44,12 @@ class WeightedRoundRobinStrategy(ProviderRouterStrategy):
 
     Args:
         weights: Resources by name, with weights above 0; one or more.
-        health: Whether a resource is healthy: a mapping by name, or a function of the name; what a
-            mapping doesn't name is healthy. Asked at every choice, so it should be quick. When one
-            gets well while tasks wait for it, call ``changed()``.
+        health: Whether a resource is healthy. A mapping by name (what it doesn't name is healthy)
+            or a function of the name is asked at every choice: it should be quick; when one gets
+            well while tasks wait for it, call ``changed()``. An async function is called by the
+            manager, for all resources every ``health_interval`` seconds; one for which it
+            raises, or takes longer than that, is unhealthy; until the first round all are well.
+        health_interval: Seconds above 0.
         field: Where a task names the resource that it must have: a metadata name, or a callable.
 
     Raises:
@@ -47,6 +64,7 @@ class WeightedRoundRobinStrategy(ProviderRouterStrategy):
         weights: Mapping[str, float],
         *,
         health: Health = None,
+        health_interval: float = 5.0,
         field: str | Callable[[Task], object] = "provider",
     ) -> None:
         if not isinstance(weights, Mapping):
@@ -56,6 +74,9 @@ class WeightedRoundRobinStrategy(ProviderRouterStrategy):
         if health is not None and not isinstance(health, Mapping) and not callable(health):
             raise InvalidType(f"health must be a mapping, a function or None, not {health!r}")
         self._health = health
+        self._checks = iscoroutinefunction(health)
+        self._interval = number("health_interval", health_interval, above=0)
+        self._ailing = _Ailing(frozenset())
         super().__init__(
             [Provider(name, weight=weight) for name, weight in weights.items()],
             field=field,
@@ -65,14 +86,38 @@ class WeightedRoundRobinStrategy(ProviderRouterStrategy):
     def branches(self, pin: Hashable) -> Sequence[Provider]:
         """Those that are enabled and healthy."""
         health, found = self._health, super().branches(pin)
-        if health is None:
-            return found
+        if health is None or self._checks:
+            return [provider for provider in found if provider.name not in self._ailing.names]
         if callable(health):
             return [provider for provider in found if health(provider.name)]
         return [provider for provider in found if health.get(provider.name, True)]
 
+    def sampling(self, now: float) -> Sampling | None:
+        """Health checks, where an async function makes them."""
+        return Sampling(self._examine, self._interval) if self._checks else None
+
+    async def _examine(self) -> _Ailing:
+        names = self.names
+        answers = await asyncio.gather(*map(self._ask, names), return_exceptions=True)
+        return _Ailing(
+            frozenset(n for n, well in zip(names, answers, strict=True) if well is not True)
+        )
+
+    async def _ask(self, name: str) -> bool:
+        check: Any = self._health
+        async with asyncio.timeout(self._interval):
+            return bool(await check(name))
+
+    def observe(self, sample: Any, now: float) -> None:
+        """Takes in what a round of health checks found."""
+        if isinstance(sample, _Ailing) and sample != self._ailing:
+            self._ailing = sample
+            self.changed()
+
     def __repr__(self) -> str:
         weights = {provider.name: provider.weight for provider in self}
         health = "" if self._health is None else f", health={self._health!r}"
+        if self._interval != 5:
+            health += f", health_interval={self._interval}"
         field = "" if self._field == "provider" else f", field={self._field!r}"
         return f"{type(self).__name__}({weights!r}{health}{field})"
