@@ -22,6 +22,7 @@ from async_task_manager._driver import Driver, expire, never_began
 from async_task_manager._forecast import Durations
 from async_task_manager._room import Room
 from async_task_manager._samplers import Samplers
+from async_task_manager._waits import Waits
 from async_task_manager.errors import (
     DeadlineExceeded,
     InvalidState,
@@ -126,7 +127,7 @@ class Engine:
         self._context: Context | None = None
         self._room: Room | None = None
         self._on_end: list[Callable[[Task[Any]], None]] = []  # who keeps something of what ended
-        self._awaited: dict[Task[Any], dict[Task[Any], None]] = {}  # by running tasks
+        self._waits = Waits(self._chain)  # of running tasks, for others
 
     # ---- the loop, and time -----------------------------------------------------------------
 
@@ -569,36 +570,18 @@ class Engine:
                 future.set_result(None)
 
     def waits(self, task: Task[Any], other: Task[Any]) -> None:
-        """A running task waits for another one: warns where that can never end.
-
-        So it is if the other needs what only the end of a running task gives back, and all that
-        hold a part of it wait in the same way.
-        """
-        self._awaited.setdefault(task, {})[other] = None
-        if other._state != "queued" or task._state != "running":
-            return
-        place = self._chain.shared_limit(other, task, self._clock())
-        if place is None:
-            return
-        assert task._lane is not None
-        key = task._lane.keys[place]
-        # Whatever runs was planned at intake, and has its lane since.
-        holders = [t for t in self._running if t._lane.keys[place] == key]  # type: ignore[union-attr]
-        if all(any(o._state == "queued" for o in self._awaited.get(t, ())) for t in holders):
-            logger.warning(
-                "deadlock: %r waits for %r, which waits for its place in %s: await it after the "
-                "work, or give the two different limits",
-                task,
-                other,
-                self._chain.gated[place],
-            )
+        """A running task waits for another one."""
+        for moved in self._waits.begin(task, other, self._running, self._clock()):
+            self._moved(moved)
 
     def waits_no_more(self, task: Task[Any], other: Task[Any]) -> None:
         """The wait is over, in whatever way."""
-        awaited = self._awaited.get(task, {})
-        awaited.pop(other, None)
-        if not awaited:
-            self._awaited.pop(task, None)
+        for moved in self._waits.end(task, other, self._clock()):
+            self._moved(moved)
+
+    def _moved(self, task: Task[Any]) -> None:
+        if self._room is not None and task._state == "queued":
+            self._room.came_back(task)
 
     def _own_task(self) -> set[Task[Any]]:
         """The task that calls, if it is one of ours: nobody can wait for himself."""

@@ -51,7 +51,9 @@ class Room:
         return self.victims.pop() if self.chain.queued > self.most else None
 
     def came_back(self, task: Task[Any]) -> None:
-        """The task is queued again, for another attempt: it may have to go for a later one."""
+        """The task is queued again, for another attempt, or has another rank: it may have to go for
+        a later one.
+        """
         if self.victims is not None:
             self.victims.push(task)
 
@@ -99,16 +101,16 @@ class Victims:
 
     def push(self, task: Task[Any]) -> None:
         if len(self._heap) >= self._sweep_at:  # what has started meanwhile is still in it
-            self._heap = [entry for entry in self._heap if entry.task._state == "queued"]
+            self._heap = [entry for entry in self._heap if entry.valid()]
             heapify(self._heap)
             self._sweep_at = 2 * len(self._heap) + 64
         heappush(self._heap, self._entry(task))
 
     def pop(self) -> Task[Any]:
         while True:  # the one that was pushed just now is queued
-            task = heappop(self._heap).task
-            if task._state == "queued":
-                return task
+            entry = heappop(self._heap)
+            if entry.valid():
+                return entry.task
 
 
 class Longest:
@@ -119,6 +121,10 @@ class Longest:
     def __init__(self, task: Task[Any]) -> None:
         self.task = task
 
+    def valid(self) -> bool:
+        """Whether it still says what is so."""
+        return self.task._state == "queued"
+
     def __lt__(self, other: Longest) -> bool:
         return self.task._seq < other.task._seq
 
@@ -126,10 +132,18 @@ class Longest:
 class Lowest(Longest):
     """The task of the lowest rank goes first, of several the one that came last."""
 
-    __slots__ = ()
+    __slots__ = ("rank",)
+
+    def __init__(self, task: Task[Any]) -> None:
+        super().__init__(task)
+        self.rank = task._rank
+        """At the time: it must not change in a heap."""
+
+    def valid(self) -> bool:
+        return super().valid() and bool(self.rank == self.task._rank)
 
     def __lt__(self, other: Longest) -> bool:
-        mine, its = self.task, other.task
-        if mine._rank != its._rank:
-            return bool(its._rank < mine._rank)
-        return its._seq < mine._seq
+        assert isinstance(other, Lowest)
+        if self.rank != other.rank:
+            return bool(other.rank < self.rank)
+        return other.task._seq < self.task._seq

@@ -263,7 +263,7 @@ class Oracle:
             for order, own in zip(self.orders, entry.rank, strict=True)
         )
 
-    def rerank(self, groups: list[Hashable], now: float) -> None:
+    def regroup(self, groups: list[Hashable], now: float) -> None:
         for lane in self.lanes:
             head = lane.head
             assert head is not None
@@ -458,7 +458,7 @@ class Oracle:
         lane.kept = []
         self.farewell(head, now)
         self.remove(head, now)
-        self.rerank(head.groups, now)
+        self.regroup(head.groups, now)
 
     def next_wake(self, now: float) -> float:
         """The first instant at which a pull may do anything, if nothing happens until then."""
@@ -499,7 +499,7 @@ class Oracle:
             if outcome.kind == "failure":
                 run.failed_at = (*(run.failed_at or ()), branch.name)
         entry.taken = []
-        self.rerank(entry.groups, now)
+        self.regroup(entry.groups, now)
         answers = [
             stage.review(task, outcome, now) for stage in self.stages if isinstance(stage, Feedback)
         ]
@@ -527,11 +527,24 @@ class Oracle:
         for limit, grant in entry.grants:
             if isinstance(limit.cost, str) and limit.cost in actual:
                 limit.settle(grant, actual[limit.cost], now)
-        self.rerank(entry.groups, now)
+        self.regroup(entry.groups, now)
 
     def cancel(self, task: Task[Any], now: float) -> None:
         self.now = now
         self.dismiss(self.entries[task], "cancelled", None)
+
+    def ranks(self, task: Task[Any]) -> tuple[Any, ...]:
+        return self.entries[task].rank
+
+    def rerank(self, task: Task[Any], ranks: tuple[Any, ...], now: float) -> None:
+        self.now = now
+        entry = self.entries[task]
+        entry.rank = ranks
+        for lane in self.lanes:
+            if entry in lane.entries:
+                if lane.head is entry:
+                    lane.head = None  # it has another rank, and is to be asked anew
+                self.look(lane, now)
 
     def queued(self) -> set[Task[Any]]:
         return {task for task, entry in self.entries.items() if entry.state in ("held", "waiting")}
@@ -546,7 +559,7 @@ class Oracle:
             for lane in self.lanes:
                 assert lane.head is not None
                 if key is ALL or key in lane.head.groups:
-                    self.rerank(lane.head.groups, self.now)
+                    self.regroup(lane.head.groups, self.now)
         for i, gate in enumerate(self.gates):
             if isinstance(gate, Router):
                 inside = [limit for branch in gate.all_branches(None) for limit in branch.limits]

@@ -543,7 +543,16 @@ class Life:
 
     def event(self) -> None:
         """Something from outside happens."""
-        acts = [self.add, self.add, self.add, self.add, self.cancel, self.stop, self.settle]
+        acts = [
+            self.add,
+            self.add,
+            self.add,
+            self.add,
+            self.cancel,
+            self.stop,
+            self.settle,
+            self.rerank,
+        ]
         self.rng.choice([*acts, self.change, self.change])()
 
     def add(self) -> None:
@@ -562,6 +571,18 @@ class Life:
     def withdraw(self, number: int) -> None:
         self.both(lambda world: world.machine.cancel(world.tasks[number], self.now))
         self.end(number)
+
+    def rerank(self) -> None:
+        """Something queued has the ranks of another task, as if that waited for it."""
+        queued = self.queued()
+        if queued:
+            number, other = self.rng.choice(queued), self.rng.choice(sorted(self.added))
+
+            def act(world: World) -> None:
+                machine = world.machine
+                machine.rerank(world.tasks[number], machine.ranks(world.tasks[other]), self.now)
+
+            self.both(act)
 
     def stop(self) -> None:
         """Of something that runs, perhaps before its first instruction."""

@@ -49,7 +49,9 @@ def test_a_queue_is_a_sorted_list(
             back._state = "queued"
             queue.push(back)
             model.append(back)
-        elif act < 0.75 and model:
+        elif act < 0.65 and model:
+            queue.move(rng.choice(model), rng.choice(ranks))
+        elif act < 0.8 and model:
             gone = model.pop(rng.randrange(len(model)))
             gone._state = "cancelled"
             queue.lost()

@@ -31,6 +31,8 @@ from async_task_manager.strategies import (
     Feedback,
     Limit,
     PriorityQueueStrategy,
+    Provider,
+    ProviderRouterStrategy,
     SlidingWindowStrategy,
     Usage,
 )
@@ -609,6 +611,70 @@ async def test_it_is_a_deadlock_only_if_all_holders_wait(caplog: pytest.LogCaptu
     await manager.stop()
 
 
+@pytest.mark.parametrize("places", [1, 2])
+@pytest.mark.parametrize("key", [None, "model"])
+async def test_a_deadlock_inside_a_routers_branches(
+    places: int, key: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only once all providers that the other may take are held by tasks that wait."""
+    router = ProviderRouterStrategy(
+        [Provider(f"P{i}", [ConcurrentLimitStrategy(1, key=key)]) for i in range(places)]
+    )
+    manager = TaskManager(router)
+    await manager.idle()
+
+    async def outer(**metadata: str) -> None:
+        await asyncio.sleep(1)
+        await manager.add_task(lambda: nap(1), {"model": "x", **metadata}, name="inner")
+
+    stuck = manager.add_task(outer, {"model": "x"}, name="outer")
+    await asyncio.sleep(2)
+    assert bool(caplog.records) is (places == 1)
+    if key:
+        manager.add_task(outer, {"model": "y"})  # holds nothing of x
+        await asyncio.sleep(2)
+        assert len(caplog.records) == 2 - places
+    if places == 2:
+        await stuck  # the other provider helped it out
+        stuck, other = [manager.add_task(outer, {"model": "x"}) for _ in range(2)]
+        await asyncio.sleep(2)
+        assert len(caplog.records) == 1  # when the second began to wait
+        other.cancel()
+    assert "its place in ProviderRouterStrategy" in caplog.records[0].getMessage()
+    stuck.cancel()
+    await manager.join()
+    pinned = manager.add_task(partial(outer, provider="P0"), {"model": "x", "provider": "P0"})
+    await asyncio.sleep(2)
+    assert len(caplog.records) == 2
+    pinned.cancel()
+    await manager.join()
+    await manager.stop()
+
+
+async def test_a_provider_that_cannot_take_the_task_helps_nobody_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    router = ProviderRouterStrategy(
+        [
+            Provider("small", [ConcurrentLimitStrategy(1, cost="size", default_cost=1)]),
+            Provider("large", [ConcurrentLimitStrategy(5, cost="size", default_cost=1)]),
+            Provider("off", enabled=False),
+        ]
+    )
+    manager = TaskManager(router)
+    await manager.idle()
+
+    async def outer() -> None:
+        await manager.add_task(lambda: nap(1), {"cost": 3})
+
+    stuck = manager.add_task(outer, {"cost": 3})
+    await asyncio.sleep(1)
+    assert len(caplog.records) == 1
+    stuck.cancel()
+    await manager.join()
+    await manager.stop()
+
+
 async def test_waiting_for_what_runs_or_refuses_is_no_deadlock(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -634,7 +700,8 @@ async def test_waiting_for_what_runs_or_refuses_is_no_deadlock(
     with pytest.raises(TaskRejected):
         await manager.add_task(outer)
     assert not caplog.records
-    assert manager._awaited == {}
+    waits = manager._waits
+    assert not (waits._for or waits._by or waits._own)
     await manager.stop()
 
 

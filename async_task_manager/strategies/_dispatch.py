@@ -121,6 +121,16 @@ class Dispatch:
         if task._seq == lane.seq:
             self.look_anew(lane, now)
 
+    def move(self, task: Task[Any], rank: Any, now: float) -> None:
+        """The task has another rank from now on."""
+        lane = task._lane
+        assert lane is not None
+        lane.move(task, rank)
+        head = lane.peek()
+        assert head is not None
+        if head is task or head._seq != lane.seq:
+            self.look_anew(lane, now)
+
     def look_anew(self, lane: Lane, now: float) -> None:
         """The lane's head or rank changed: it leaves its node and is looked at from the start."""
         self.leave(lane)

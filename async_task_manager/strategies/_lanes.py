@@ -100,9 +100,30 @@ class Queue:
         front = self.front
         front.popleft()
         if not front and self._ranks:
-            self.best = heappop(self._ranks)
-            level = self._levels.pop(self.best)
-            self.front = level if type(level) is deque else deque((level,))
+            self._advance()
+
+    def _advance(self) -> None:
+        """The next rank comes to the front."""
+        self.best = heappop(self._ranks)
+        level = self._levels.pop(self.best)
+        self.front = level if type(level) is deque else deque((level,))
+
+    def move(self, task: Task[Any], rank: Any) -> None:
+        """Gives one that waits here another rank. O(tasks of its rank, and ranks): it is rare."""
+        own = task._rank
+        level = self.front if own == self.best else self._levels[own]
+        if type(level) is deque:
+            level.remove(task)
+        if level is self.front:
+            if not level and self._ranks:
+                self._advance()
+        elif type(level) is not deque or not level:
+            del self._levels[own]
+            self._ranks.remove(own)
+            heapify(self._ranks)
+        self.size -= 1
+        task._rank = rank
+        self.push(task)
 
     def lost(self) -> None:
         """One of the tasks no longer waits; it is dropped when it comes up, or in a sweep."""

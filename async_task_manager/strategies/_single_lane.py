@@ -69,6 +69,14 @@ class SingleLane:
         self.only.lost()
         self.wake = now
 
+    def move(self, task: Task[Any], rank: Any, now: float) -> None:
+        """As `Dispatch.move`."""
+        before = self.only.peek()
+        self.only.move(task, rank)
+        if self.only.peek() is not before or before is task:
+            self.wake = now
+            self.parked = None
+
     def pull(self, now: float) -> Task[Any] | None:
         """As `Dispatch.pull`."""
         lane = self.only

@@ -273,6 +273,9 @@ def _state_of(instance: object) -> Iterable[tuple[str, Any]]:
 class Order(Role):
     """Which first? Orders in a chain compare left to right; ties go first come, first served."""
 
+    inherits: bool = False
+    """True: a task for which others wait has at least their rank, for as long as they wait."""
+
     def rank(self, task: Task, now: float) -> Any:
         """A sortable value, lower first; asked once, at intake, and fixed from then on.
 

@@ -81,6 +81,10 @@ class Chain(BaseStrategy):
         policies = [s for s in self.stages if isinstance(s, Role) and not is_foreign(s)]
         self.orders = tuple(s for s in policies if isinstance(s, Order))
         self.groupings = tuple(s for s in self.orders if isinstance(s, GroupOrder))
+        self._one_order = len(self.orders) == 1 and not self.groupings
+        """The rank of a task is that of the order; else a tuple, of one from each."""
+        self.inherited = tuple(i for i, order in enumerate(self.orders) if order.inherits)
+        """The places of orders whose ranks pass to what a task waits for."""
         self.holds = tuple(s for s in policies if isinstance(s, Hold))
         self.feedbacks = tuple(s for s in policies if isinstance(s, Feedback))
         self.sources = tuple(s for s in policies if isinstance(s, Source))
@@ -329,7 +333,7 @@ class Chain(BaseStrategy):
 
     def _rank(self, task: Task[Any], now: float) -> Any:
         orders = self.orders
-        if len(orders) == 1 and not self.groupings:
+        if self._one_order:
             rank = orders[0].rank(task, now)
         else:
             rank = tuple([order.rank(task, now) for order in orders])
@@ -784,22 +788,6 @@ class Chain(BaseStrategy):
                 put(repr(stage), {key: stage.usage(key, now) for key in keys})
         return found
 
-    def shared_limit(self, queued: Task[Any], running: Task[Any], now: float) -> int | None:
-        """The place of a limit that only an end can open for the queued task, and of which the
-        running one holds a part; None if there is none.
-        """
-        assert queued._lane is not None
-        assert running._lane is not None
-        for i, limit in enumerate(self.gated):
-            key = queued._lane.keys[i]
-            if isinstance(limit, Limit) and running._lane.keys[i] == key:
-                try:
-                    if limit.ready_at(key, queued._costs[i], now) == inf:
-                        return i
-                except TaskManagerError:
-                    pass  # it opens by itself, or refuses
-        return None
-
     def blame(self, error: BaseException, strategy: BaseStrategy | None = None) -> StrategyError:
         """The error of a strategy, with its name as far as the traceback tells it."""
         if isinstance(error, StrategyError):
@@ -817,7 +805,18 @@ class Chain(BaseStrategy):
 
     def ranks(self, task: Task[Any]) -> tuple[Any, ...]:
         """The ranks of the task, one from each order."""
-        return (task._rank,) if len(self.orders) == 1 and not self.groupings else task._rank or ()
+        return (task._rank,) if self._one_order else task._rank or ()
+
+    def rerank(self, task: Task[Any], ranks: tuple[Any, ...], now: float) -> None:
+        """Other ranks for the task, one from each order: a queued one goes to its new place."""
+        rank = ranks[0] if self._one_order else ranks or None
+        if task._state != "queued" or task in self._held or task in self._inside:
+            task._rank = rank
+        elif self.foreign is None or next(self.dispatch.waiting(), None) is task:
+            self.dispatch.move(task, rank, now)
+            self.host.wake()
+        else:
+            self._first().queue.move(task, rank)
 
     def foreigners(self) -> list[BaseStrategy]:
         """The stages that speak the four methods only."""

@@ -32,14 +32,16 @@ class PriorityQueueStrategy(Order):
         levels: Names for priorities. Copied.
         default: The priority of tasks that don't say: a number, or a name in ``levels``.
         aging: Seconds of waiting that are worth one level, above 0; None: strict priority.
+        inherit: While a running task waits for a queued one of the same manager, the queued one
+            goes at least as early as if it had the rank of the other: through any number of waits.
 
     Raises:
         InvalidValue, InvalidType: at construction for parameters, and from `rank`, and so from
             ``add_task``, for a task's priority: NaN, infinite, an unknown name, another type.
 
-    The parameters are fixed: what waits keeps the rank that it came with. O(1) per task here; in
-    the queue O(1) for a priority that others share, O(log n) for one of its own, which
-    with aging is the rule.
+    The parameters are fixed: what waits keeps the rank that it came with, or inherits. O(1) per
+    task here; in the queue O(1) for a priority that others share, O(log n) for one of its own,
+    which with aging is the rule.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class PriorityQueueStrategy(Order):
         levels: Mapping[str, float] = LEVELS,
         default: float | str = 0,
         aging: float | None = None,
+        inherit: bool = True,
     ) -> None:
         if not isinstance(key, str) and not callable(key):
             raise InvalidType(f"key must be a metadata name or a callable, not {key!r}")
@@ -62,6 +65,9 @@ class PriorityQueueStrategy(Order):
         self._levels = dict(levels)
         self._default = self._number("default", default)
         self._aging = optional(number, "aging", aging, above=0)
+        if not isinstance(inherit, bool):
+            raise InvalidType(f"inherit must be True or False, not {inherit!r}")
+        self.inherits = inherit
 
     def rank(self, task: Task, now: float) -> float:
         """The priority, negated: lower ranks go first. An int for an int.
@@ -118,6 +124,7 @@ class PriorityQueueStrategy(Order):
                 ("levels", self._levels, LEVELS),
                 ("default", self._default, 0),
                 ("aging", self._aging, None),
+                ("inherit", self.inherits, True),
             )
             if value != usual
         ]
