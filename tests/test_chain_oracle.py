@@ -30,6 +30,7 @@ from async_task_manager.errors import (
 )
 from async_task_manager.strategies import _dispatch, _lanes, _single_lane, chain
 from async_task_manager.strategies._routing import KEYS
+from async_task_manager.strategies.adaptive import AdaptiveStrategy
 from async_task_manager.strategies.backoff import exponential, fixed
 from async_task_manager.strategies.base import (
     BaseStrategy,
@@ -68,6 +69,7 @@ LIVE: dict[str, list[Any]] = {
     "maximum": [None, 1, 2],
     "cooldown": [0.5, 1, 2],
     "half_open_max": [1, 2],
+    "max_limit": [2, 4],
 }
 """What can be set while tasks wait."""
 
@@ -172,7 +174,7 @@ def limit(rng: random.Random) -> Limit:
     cost: Any = rng.choice([None, None, "tokens", 2, 0.5])
     default = rng.choice([1, 1, 1, None]) if cost == "tokens" else None
     kinds = ["concurrent", "concurrent", "sliding", "fixed", "bucket", "delayed"]
-    kind = rng.choice([*kinds, "failfast", "breaker"])
+    kind = rng.choice([*kinds, "failfast", "breaker", "adaptive"])
     if kind == "concurrent":
         slots = rng.choice([1, 2, 2.5, 3, 5])
         return ConcurrentLimitStrategy(slots, key=key, cost=cost, default_cost=default)
@@ -209,6 +211,9 @@ def limit(rng: random.Random) -> Limit:
             on_open=rng.choice(["wait", "wait", "reject"]),
             key=key,
         )
+    if kind == "adaptive":
+        algorithm = rng.choice(["gradient", "vegas", "aimd"])
+        return AdaptiveStrategy(initial_limit=2, max_limit=5, algorithm=algorithm, key=key)
     return FailFast(rng.choice([0.5, 1, 2]), key)
 
 

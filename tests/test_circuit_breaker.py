@@ -23,8 +23,10 @@ from async_task_manager.strategies import (
     ConcurrentLimitStrategy,
     Provider,
     ProviderRouterStrategy,
+    Usage,
 )
 from async_task_manager.strategies import circuit_breaker as module
+from async_task_manager.strategies._snapshot import snapshot_of
 from async_task_manager.task import Outcome
 
 NEVER_BEGAN = Outcome("cancelled", None, 0.0)
@@ -468,6 +470,19 @@ def test_a_copy_lives_on_its_own() -> None:
     assert limit.state("a") == "closed"
 
 
+def test_a_snapshot_of_a_chain_goes_its_own_way() -> None:
+    limit = breaker(key="host", min_calls=1)
+    chain = Chain(limit)
+    for _ in range(2):
+        chain.add(Task(asyncio.Event().wait, {"host": "a"}), 0)
+    first, second = chain.pull(0), chain.pull(0)
+    assert first is not None
+    assert second is not None
+    copied, ghosts = snapshot_of(chain, [first, second])
+    copied.finish(ghosts[first], OUTCOMES["failure"], 1)
+    assert (copied["circuit_breaker"].state("a"), limit.state("a")) == ("open", "closed")
+
+
 def test_it_survives_a_restart() -> None:
     async def check(key: str) -> bool:
         return True
@@ -525,6 +540,7 @@ def test_it_says_what_it_is() -> None:
         "CircuitBreakerStrategy(failure_rate=0.5, min_calls=4, window_seconds=10, cooldown=5, "
         "half_open_max=2, on_open='reject', is_failure=OSError, key='host')"
     )
+    assert breaker().tell(Usage(1, 0.5)) == "holds tasks back, since too many have failed"
     assert breaker(key="host").describe() == (
         "none for 5 s once 0.5 of 4 calls or more within 10 s have failed for each host"
     )

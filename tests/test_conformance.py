@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from async_task_manager.strategies import (
+    AdaptiveStrategy,
     BaseStrategy,
     CircuitBreakerStrategy,
     ConcurrentLimitStrategy,
@@ -70,6 +71,9 @@ STRATEGIES: list[Callable[[], BaseStrategy]] = [
     lambda: SlidingWindowStrategy(5, 2.0, min_interval=0.1, slack=0.05, key="user", cost="tokens"),
     lambda: TokenBucketStrategy(2.0, 3, catch_up=0.0),
     lambda: TokenBucketStrategy(2.0, 3, key="user", cost="tokens"),
+    lambda: AdaptiveStrategy(initial_limit=2),
+    lambda: AdaptiveStrategy(algorithm="vegas", initial_limit=4, max_limit=20, key="user"),
+    lambda: AdaptiveStrategy(algorithm="aimd", initial_limit=2, max_limit=3),
     lambda: CircuitBreakerStrategy(min_calls=3, window_seconds=5, cooldown=2.0),
     lambda: CircuitBreakerStrategy(
         failure_rate=0.4, min_calls=8, half_open_max=2, on_open="reject", key="user"

@@ -1,5 +1,13 @@
 """Strategies: small policies that are composed in a chain; one file each."""
 
+from async_task_manager.strategies.adaptive import AdaptiveStrategy
+from async_task_manager.strategies.adaptive_algorithms import (
+    Aimd,
+    Gradient,
+    LimitAlgorithm,
+    Sample,
+    Vegas,
+)
 from async_task_manager.strategies.backoff import (
     Backoff,
     decorrelated,
@@ -34,6 +42,7 @@ from async_task_manager.strategies.fair_share import FairShareStrategy
 from async_task_manager.strategies.fixed_window import FixedWindowStrategy
 from async_task_manager.strategies.priority_queue import PriorityQueueStrategy
 from async_task_manager.strategies.provider_router import Provider, ProviderRouterStrategy
+from async_task_manager.strategies.resources import Resources
 from async_task_manager.strategies.retry import RetryBudget, RetryStrategy
 from async_task_manager.strategies.sliding_window import SlidingWindowStrategy
 from async_task_manager.strategies.time_based import TimeBasedStrategy
@@ -42,6 +51,8 @@ from async_task_manager.strategies.weighted_round_robin import WeightedRoundRobi
 
 __all__ = [
     "ALL",
+    "AdaptiveStrategy",
+    "Aimd",
     "Backoff",
     "BaseStrategy",
     "Branch",
@@ -53,24 +64,29 @@ __all__ = [
     "FairShareStrategy",
     "Feedback",
     "FixedWindowStrategy",
+    "Gradient",
     "GroupOrder",
     "Hold",
     "Limit",
+    "LimitAlgorithm",
     "Order",
     "PriorityQueueStrategy",
     "Provider",
     "ProviderRouterStrategy",
+    "Resources",
     "RetryAt",
     "RetryBudget",
     "RetryStrategy",
     "Role",
     "Router",
+    "Sample",
     "Sampling",
     "SlidingWindowStrategy",
     "Source",
     "TimeBasedStrategy",
     "TokenBucketStrategy",
     "Usage",
+    "Vegas",
     "WallTime",
     "WeightedRoundRobinStrategy",
     "decorrelated",

@@ -358,6 +358,10 @@ class CircuitBreakerStrategy(Limit):
             f"calls or more within {self._window:g} s have failed{per_key(self)}"
         )
 
+    def tell(self, usage: Usage) -> str:
+        """In a sentence: "holds tasks back, since too many have failed"."""
+        return "holds tasks back, since too many have failed"
+
     def __repr__(self) -> str:
         return call(
             self,
