@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from asyncio import _get_running_loop
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextvars import Context, copy_context
 from functools import partial
 from math import inf
@@ -31,6 +31,7 @@ from async_task_manager.errors import (
     TaskTimeout,
 )
 from async_task_manager.events import Observers
+from async_task_manager.strategies._batches import Batch, leave_call
 from async_task_manager.strategies.base import BaseStrategy, WallTime
 from async_task_manager.strategies.chain import Chain
 from async_task_manager.task import (
@@ -306,6 +307,8 @@ class Engine:
             if task is None:
                 break
             self._running[task] = None
+            if type(task) is Batch:
+                self._begin_members(task)
             context = task._context
             if ours and task._options is None and context is not None:
                 driver = Driver(execute(task, self), loop=loop, name="", context=context.copy())
@@ -314,6 +317,21 @@ class Engine:
             else:
                 self._launch(task, loop, ours)
         return chain.next_wake(now)
+
+    def _begin_members(self, batch: Batch) -> None:
+        """Its tasks run, too: as long as the call does, and each within its own time limits."""
+        for member in batch.members:
+            self._running[member] = None
+            if member._options is not None:
+                self._limit_run(member, member._options)
+
+    def _flush(self) -> None:
+        """What waits for others to make up a batch starts now, if limits admit it."""
+        if self._going and not self._paused and self._loop is asyncio.get_running_loop():
+            if self._chain.flush(self._clock()):
+                self._pump()
+                while self._pumping:  # it starts so many at a time
+                    self._pump()
 
     def _watch_wall(self) -> None:
         self._check_wall()
@@ -364,7 +382,13 @@ class Engine:
         task._run.started = self._now = now  # type: ignore[union-attr]  # it was handed out
         if self._coroutines:
             self._coroutines.discard(id(task._work))
-        if self._observers:
+        if type(task) is Batch:
+            for member in task.members:
+                member._progress().started = now
+                if self._observers:  # in the context of whoever added it: the call has many
+                    context = member._context or copy_context()
+                    context.copy().run(self._observers.started, member, now)
+        elif self._observers:
             self._observers.started(task, now)
         if self._stamps:
             try:
@@ -394,6 +418,7 @@ class Engine:
             self._lessons -= 1
             self._durations.learn(task, now - run.started)
         again = False
+        polls = self._polls and run.grants is not None  # a custom strategy knows of batches alone
         try:
             if kind == "succeeded":
                 outcome = Outcome("success", run.started, now, None, run.actual)
@@ -404,19 +429,32 @@ class Engine:
         except Exception as error:
             self._break(self._chain.blame(error))
         if again:
-            run.driver = None
-            if self._room is not None:
-                self._room.came_back(task)
-            if self._observers:
-                self._observers.retried(task, None if kind == "succeeded" else value, now)
-            if self._watchers:
-                self._look_around()
+            self._back_in_the_queue(task, run, None if kind == "succeeded" else value)
+        elif type(task) is Batch:
+            self._share_out(task, kind, value)
         else:
             self._conclude(task, kind, value)
-        if self._polls and not self._loop.is_closed():  # type: ignore[union-attr]  # it ran
+        if polls and not self._loop.is_closed():  # type: ignore[union-attr]  # it ran
             self._hook(self._loop.create_task(self._tell_done()))  # type: ignore[union-attr]  # as above
         if not self._pumping:
             self._look(now)
+
+    def _back_in_the_queue(self, task: Task[Any], run: Run, error: BaseException | None) -> None:
+        """It will be tried again."""
+        run.driver = None
+        if self._room is not None:
+            self._room.came_back(task)
+        if self._observers:
+            self._observers.retried(task, error, self._now)
+        if self._watchers:
+            self._look_around()
+
+    def _share_out(self, batch: Batch, kind: TaskState, value: Any) -> None:
+        """The call is over: each of its members ends as its part of the outcome says."""
+        for part in batch.parts(kind, value):
+            self.ended(*part)
+        batch._end(kind, value)
+        self._look_around()
 
     def _is_last(self, run: Run, struck: bool) -> bool:
         """Whether an attempt that failed must be the last: nobody would run another, or the task
@@ -460,7 +498,9 @@ class Engine:
             self.wake()
             return True
         driver = task._driver
-        return driver is not None and driver.cancel()
+        if driver is None:
+            return leave_call(self, self._chain.batches, task)
+        return driver.cancel()
 
     def _drop(self, task: Task[Any], state: TaskState, error: Exception | None) -> None:
         """A queued task ends without a start."""
@@ -571,7 +611,10 @@ class Engine:
 
     def waits(self, task: Task[Any], other: Task[Any]) -> None:
         """A running task waits for another one."""
-        for moved in self._waits.begin(task, other, self._running, self._clock()):
+        holders: Collection[Task[Any]] = self._running
+        if self._chain.calls:  # members of a batch hold no permits: it does
+            holders = [t for t in holders if t._run.grants is not None]  # type: ignore[union-attr]
+        for moved in self._waits.begin(task, other, holders, self._clock()):
             self._moved(moved)
 
     def waits_no_more(self, task: Task[Any], other: Task[Any]) -> None:
@@ -586,7 +629,15 @@ class Engine:
     def _own_task(self) -> set[Task[Any]]:
         """The task that calls, if it is one of ours: nobody can wait for himself."""
         here = asyncio.current_task()
-        return {task for task in self._running if task._driver is here}
+        own = {task for task in self._running if task._driver is here}
+        for task in tuple(own):
+            if isinstance(task, Batch):
+                own.update(task.members)
+        return own
+
+    def _at_work(self) -> list[Task[Any]]:
+        """The tasks that run; those of a batch, and not the call that does their work."""
+        return [task for task in self._running if type(task) is not Batch]
 
     async def _finish_running(self, grace: float | None) -> None:
         me = self._own_task()
@@ -607,7 +658,8 @@ class Engine:
                         break
                     cancels += 1
                     for task in rest:
-                        task.cancel()
+                        if task._driver is not None:  # else its batch has one
+                            task._driver.cancel()
         finally:
             for question in tuple(self._questions.values()):
                 question.cancel()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from async_task_manager._forecast import clock_words
 from async_task_manager.strategies._names import name_of
 from async_task_manager.strategies._reasons import Reason, causes_of
-from async_task_manager.strategies.base import Feedback, Hold, Limit, Router, Usage
+from async_task_manager.strategies.base import Collector, Feedback, Hold, Limit, Router, Usage
 
 if TYPE_CHECKING:
     from async_task_manager.strategies.chain import Chain
@@ -125,6 +125,10 @@ def _words(reason: Reason) -> str:
     if isinstance(stage, Limit) and reason.usage is not None:
         then = f"next at {at}" if at is not None else "next when something ends"
         return f"{_subject(stage, reason)} {stage.tell(reason.usage)}, {then}"
+    if isinstance(stage, Collector) and reason.usage is not None:
+        there = f"{reason.usage.used} of {stage.max_size} items are in its batch"
+        then = f"at {at}" if at is not None else f"when there are {stage.min_size}"
+        return f"{there}, which closes {then}"
     if isinstance(stage, Router):
         return "no provider is open" if reason.key is None else f"{reason.key} is disabled"
     if isinstance(stage, Feedback) and at is not None:

@@ -14,6 +14,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from async_task_manager.errors import InvalidType, TaskTimeout
+from async_task_manager.strategies._batches import Batch
 from async_task_manager.strategies._snapshot import snapshot_of
 from async_task_manager.strategies.base import WallTime
 from async_task_manager.strategies.chain import Chain
@@ -117,7 +118,7 @@ def run_ahead(
         lasts: Seconds that a task runs, asked at its start.
         running: Tasks that hold permits already, with the instants at which they end.
         arrivals: (instant, new task), in order of time; taken in one by one.
-        on_start: Told of each first instruction.
+        on_start: Told of each first instruction; of a batch, for each of its members.
         on_end: Told of each end of an attempt that is final.
         on_gone: Told of tasks that are refused, rejected or expired.
         outcome_of: (task, started, now) -> how the attempt ended; None: it succeeds.
@@ -145,8 +146,10 @@ def run_ahead(
             for task in batch:
                 task._run.started = now  # type: ignore[union-attr]  # it was handed out
                 chain.begun(task, now)
-                if on_start is not None:
-                    on_start(task, now)
+                for each in task.members if isinstance(task, Batch) else (task,):
+                    each._run.started = now  # type: ignore[union-attr]  # as above
+                    if on_start is not None:
+                        on_start(each, now)
                 numbers += 1
                 heappush(ends, (_end_of(chain, task, now, lasts(task)), numbers, task))
         while ends and ends[0][0] <= now:
@@ -211,6 +214,11 @@ def _finish(
     run = task._run
     assert run is not None and run.started is not None
     run.finished = now
+    if isinstance(task, Batch):
+        chain.finish(task, Outcome("success", run.started, now), now)
+        for member in tuple(task.members):
+            _finish(chain, member, now, on_end, outcome_of)
+        return
     options = task._options
     if outcome_of is not None:
         outcome = outcome_of(task, run.started, now)
@@ -323,7 +331,7 @@ def look(
         change(twin)
     originals = {ghost: real for real, ghost in ghosts.items()}
     starts = dict(running)
-    left = dict.fromkeys(ghosts.values())
+    left = dict.fromkeys(ghost for ghost in ghosts.values() if type(ghost) is not Batch)
     ends: dict[Task[Any], float] = {}
     until = now
     for real, since in running.items():
@@ -331,7 +339,8 @@ def look(
         ends[real] = max(now, _end_of(twin, ghost, since, lasts(real)))
         if ghost._run is not None and ghost._run.started is None:
             ghost._run.started = now  # handed out just now: its first step comes next
-            twin.begun(ghost, now)
+            if ghost._run.grants is not None:
+                twin.begun(ghost, now)
 
     def started(ghost: Task[Any], at: float) -> None:
         real = originals.get(ghost)
@@ -355,7 +364,8 @@ def look(
         twin,
         now,
         lasts=lasts,
-        running=[(ghosts[real], ends[real]) for real in running],
+        # The members of a batch end with it.
+        running=[(ghosts[real], ends[real]) for real in running if real._run.grants is not None],  # type: ignore[union-attr]  # it runs
         on_start=started,
         on_end=ended,
         on_gone=gone,

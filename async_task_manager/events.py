@@ -52,7 +52,9 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The work's first instruction runs. Told in the context in which the work runs."""
+    """The work's first instruction runs. Told in the context in which the work runs; of an item in
+    a batch, in a copy of its own.
+    """
 
     at: float
     task: Task[Any]

@@ -500,10 +500,15 @@ class TaskManager(Engine):
             grace: Seconds after which what still runs is cancelled; None: it may take its time.
                 A task that goes on after three cancels is left behind, with an error in the log.
 
+        Items that wait in an open batch for others are not kept waiting: the batch closes, and
+        starts if every limit admits it at once (with ``grace=0`` it stays, too).
+
         Called by one of the tasks, it doesn't wait for that one.
         """
         optional(number, "grace", grace, at_least=0)
         self._check_loop()
+        if grace != 0:
+            self._flush()
         self._going = False
         self._disarm()
         if self._keeper is not None:
@@ -538,10 +543,14 @@ class TaskManager(Engine):
         self._check_started("join()")
         self._check_loop()
         me = self._own_task()
-        while self._chain.queued or self._running.keys() - me:
-            if self._broken is not None:
-                break
-            await self._change()
+        self._chain.hurry(1)
+        try:
+            while self._chain.queued or self._running.keys() - me:
+                if self._broken is not None:
+                    break
+                await self._change()
+        finally:
+            self._chain.hurry(-1)
         if self._broken is not None:
             raise self._broken
 
@@ -584,7 +593,7 @@ class TaskManager(Engine):
         """Counts by outcome, and how much of each limit is in use."""
         return Stats(
             queued=self._chain.queued,
-            running=len(self._running),
+            running=len(self._running) - self._chain.calls,
             usage=self._chain.usage(self._clock()),
             **self._ends,
         )
@@ -596,7 +605,8 @@ class TaskManager(Engine):
         """
         now = self._clock()
         limits = tuple(LimitStatus.of(self._chain, now, self.epoch))
-        return Status(self.queue_lengths(), len(self._running), limits)
+        running = len(self._running) - self._chain.calls
+        return Status(self.queue_lengths(), running, limits)
 
     def queue_lengths(self) -> QueueLengths:
         """How many tasks are queued: in total, by priority level, by key. O(queued)."""
@@ -644,7 +654,8 @@ class TaskManager(Engine):
         """
         now, note = self._clock(), self._life()
         if task is None:
-            return Backlog.of(self._chain, len(self._running), now, self._to_wall(), note)
+            running = len(self._running) - self._chain.calls
+            return Backlog.of(self._chain, running, now, self._to_wall(), note)
         return Explanation.of(self._chain, self._mine(task), now, self._to_wall(), note)
 
     def eta(self, task: Task[Any] | int, *, durations: DurationsSpec = None) -> Forecast:
@@ -763,11 +774,11 @@ class TaskManager(Engine):
     def _find(self, id: int) -> Task[Any] | None:
         """The queued or running task. O(tasks) the first time, from then on O(1)."""
         if self._by_id is None:
-            self._by_id = {task.id: task for task in (*self._chain.tasks(), *self._running)}
+            self._by_id = {task.id: task for task in (*self._chain.tasks(), *self._at_work())}
             self._on_end.append(self._forget)
         found = self._by_id.get(id)
         if found is None and self._chain.makes_tasks:
-            known = (*self._chain.tasks(), *self._running)
+            known = (*self._chain.tasks(), *self._at_work())
             found = next((task for task in known if task.id == id), None)
         return found
 
@@ -778,7 +789,7 @@ class TaskManager(Engine):
     def __repr__(self) -> str:
         return (
             f"<TaskManager {self._chain!r}: {self._chain.queued} queued, "
-            f"{len(self._running)} running>"
+            f"{len(self._running) - self._chain.calls} running>"
         )
 
     def __del__(self) -> None:

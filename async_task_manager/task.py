@@ -490,9 +490,13 @@ class Task(Generic[T_co]):
         """
         if self._state != "running":
             raise InvalidState(f"{self!r} does not run: there is nothing to settle")
+        if self._run is None or self._run.grants is None:
+            raise InvalidState(
+                f"{self!r} is one of a batch: settle what all cost, with current_task() inside it"
+            )
         for name, value in (actual if isinstance(actual, dict) else {"": actual}).items():
             number(f"actual cost {name}".rstrip(), value, at_least=0)
-        if self._run is not None and not isinstance(actual, dict):
+        if not isinstance(actual, dict):
             self._run.actual = actual
         host = self._host()
         if host is not None:
@@ -546,7 +550,7 @@ class Task(Generic[T_co]):
             self._run = Run()
         return self._run
 
-    def _enter(self, grants: list[Any]) -> Run:
+    def _enter(self, grants: list[Any] | None) -> Run:
         """The task is handed out to be run, with its permits: another attempt."""
         self._state = "running"
         run = self._run

@@ -13,6 +13,7 @@ import pytest
 from async_task_manager.strategies import (
     AdaptiveStrategy,
     BaseStrategy,
+    BulkStrategy,
     CircuitBreakerStrategy,
     ConcurrentLimitStrategy,
     CooldownStrategy,
@@ -57,6 +58,10 @@ class Polled(BaseStrategy):
         return self.interval
 
 
+async def handle(values: list[Any]) -> list[Any]:
+    return values
+
+
 STRATEGIES: list[Callable[[], BaseStrategy]] = [
     lambda: ConcurrentLimitStrategy(2),
     lambda: ConcurrentLimitStrategy(3, key="user", cost="tokens", default_cost=1),
@@ -87,6 +92,8 @@ STRATEGIES: list[Callable[[], BaseStrategy]] = [
             Provider("P2", limits=[SlidingWindowStrategy(2, 1.0, key="user")]),
         ]
     ),
+    lambda: BulkStrategy(handle),
+    lambda: BulkStrategy(handle, max_size=3, max_wait=0.2, min_size=2, timeout=1, key="user"),
     lambda: RetryStrategy(3, backoff=fixed(0.2), budget=RetryBudget(0.5)),
     lambda: ProviderRouterStrategy(
         [Provider("P1", weight=3, price=2), Provider("P2", limits=[ConcurrentLimitStrategy(1)])],

@@ -20,6 +20,7 @@ from async_task_manager.strategies.base import (
     ALL,
     BaseStrategy,
     Branch,
+    Collector,
     Feedback,
     GroupOrder,
     Hold,
@@ -33,6 +34,7 @@ from async_task_manager.strategies.base import (
     Usage,
     WallTime,
 )
+from async_task_manager.strategies.bulk import BulkStrategy, Item
 from async_task_manager.strategies.chain import Chain
 from async_task_manager.strategies.circuit_breaker import CircuitBreakerStrategy
 from async_task_manager.strategies.concurrent_limit import ConcurrentLimitStrategy
@@ -56,8 +58,10 @@ __all__ = [
     "Backoff",
     "BaseStrategy",
     "Branch",
+    "BulkStrategy",
     "Chain",
     "CircuitBreakerStrategy",
+    "Collector",
     "ConcurrentLimitStrategy",
     "CooldownStrategy",
     "DelayedStrategy",
@@ -67,6 +71,7 @@ __all__ = [
     "Gradient",
     "GroupOrder",
     "Hold",
+    "Item",
     "Limit",
     "LimitAlgorithm",
     "Order",

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from async_task_manager.strategies._batches import Batch, leave_call
 from async_task_manager.task import TaskState, outcome_of
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class ByHand:
         assert chain is not None
         run = task._progress()
         run.started = self.time()
+        for member in task.members if isinstance(task, Batch) else ():
+            member._progress().started = run.started
         chain.begun(task, run.started)
 
     def ended(self, task: Task[Any], kind: TaskState, value: Any) -> None:
@@ -58,8 +61,11 @@ class ByHand:
         cancelled = run.driver is not None and run.driver.cancelling() > 0
         if chain.finish(task, outcome, now, last=cancelled):
             run.driver = None  # it can be run once more
-        else:
-            task._end(kind, value)
+            return
+        if isinstance(task, Batch):
+            for part in task.parts(kind, value):
+                self.ended(*part)
+        task._end(kind, value)
 
     def cancel(self, task: Task[Any]) -> bool:
         chain = self._chain()
@@ -69,7 +75,9 @@ class ByHand:
             task._end("cancelled", None)
             return True
         driver = task._driver
-        return driver is not None and driver.cancel()
+        if driver is None:
+            return leave_call(self, chain.batches, task)
+        return driver.cancel()
 
     def settle(self, task: Task[Any], actual: Any) -> None:
         chain = self._chain()

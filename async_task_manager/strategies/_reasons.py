@@ -8,6 +8,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from async_task_manager.errors import TaskRejected, TaskTooLarge
+from async_task_manager.strategies._batches import CLOSED, Batch, Batches
 from async_task_manager.strategies._gates import Gate, RouterGate
 from async_task_manager.strategies._lanes import Lane, Node
 from async_task_manager.strategies._single_lane import SingleLane
@@ -53,6 +54,10 @@ def waiting(chain: Chain, task: Task[Any], now: float) -> Waiting:
     """For a task that is queued in the chain."""
     if task in chain._held:
         return Waiting(None, _held(chain, task, now, _held_until(chain)[task]))
+    if chain.batches is not None and (batch := chain.batches.of.get(task)) is not None:
+        if batch.due != CLOSED:
+            return Waiting(None, (_open(chain.batches, batch),))
+        task = batch
     stage = chain._inside.get(task)
     if stage is None and chain.foreign is not None and task not in chain.dispatch.waiting():
         stage = chain._first()
@@ -61,6 +66,13 @@ def waiting(chain: Chain, task: Task[Any], now: float) -> Waiting:
     lane = task._lane
     assert lane is not None
     return Waiting(_position(chain, lane, task, now), reasons_of(chain, lane, now))
+
+
+def _open(batches: Batches, batch: Batch) -> Reason:
+    """Others may still join the batch."""
+    usage = Usage(len(batch.members), batches.collector.max_size)
+    opens_at = None if batch.due == inf else batch.due
+    return Reason(batches.collector, batches.keys[next(iter(batch.members))], None, usage, opens_at)
 
 
 def _held(chain: Chain, task: Task[Any], now: float, until: float) -> tuple[Reason, ...]:
@@ -209,6 +221,10 @@ def _neighbours(lane: Lane) -> Iterator[Lane]:
     yield from found
 
 
+def _size(task: Task[Any]) -> int:
+    return len(task.members) if isinstance(task, Batch) else 1
+
+
 # ---- all of them --------------------------------------------------------------------------------
 
 
@@ -226,13 +242,16 @@ def causes_of(chain: Chain, now: float) -> dict[Reason, int]:
     until = _held_until(chain) if chain._held else {}
     for task in chain._held:
         note(_held(chain, task, now, until[task])[0], 1)
-    for stage in chain._inside.values():
-        note(Reason(stage.strategy), 1)
+    for task, stage in chain._inside.items():
+        note(Reason(stage.strategy), _size(task))
     if chain.foreign is not None and chain._first().queue.size:
-        note(Reason(chain._first().strategy), chain._first().queue.size)
+        note(Reason(chain._first().strategy), sum(map(_size, chain._first().queue)))
+    if chain.batches is not None:
+        for batch in chain.batches.open.values():
+            note(_open(chain.batches, batch), len(batch.members))
     dispatch = chain.dispatch
     lanes = [dispatch.only] if isinstance(dispatch, SingleLane) else dispatch.lanes.values()
     for lane in lanes:
         for reason in reasons_of(chain, lane, now)[:1]:
-            note(reason, lane.size)
+            note(reason, lane.size if chain.batches is None else sum(map(_size, lane)))
     return dict(found.values())

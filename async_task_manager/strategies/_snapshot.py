@@ -154,10 +154,11 @@ class _Copier:
             except AttributeError:
                 continue  # a slot that nothing has filled
             setattr(twin, name, value if type(value) in ATOMIC else self.twin(value))
-        if kind is Task:
+        if isinstance(given, Task):
             twin._metadata = given._metadata
             twin._watchers = None
-            twin._work = given._work if callable(given._work) else Ghost(given._work)
+            work = self.twin(given._work)  # a batch's is a part of the machine
+            twin._work = work if callable(work) else Ghost(work)
         elif kind is Run:
             twin.driver = None
             # What a limit wrote down for the task may be a part of the limit's own state.

@@ -14,6 +14,7 @@ each policy about a task once, at intake, and from then on shows it keys, costs 
     Router         where?
     Feedback       what after the outcome?
     Source         which tasks now, other than those added?
+    Collector      which tasks become one?
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from __future__ import annotations
 import copy
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
 
 from async_task_manager._validate import exact, number
-from async_task_manager.errors import InvalidType, InvalidValue
+from async_task_manager.errors import InvalidState, InvalidType, InvalidValue
 from async_task_manager.strategies._keys import shown
 
 if TYPE_CHECKING:
@@ -39,11 +40,13 @@ __all__ = [
     "ALL",
     "BaseStrategy",
     "Branch",
+    "Collector",
     "Cost",
     "CostSpec",
     "Feedback",
     "GroupOrder",
     "Hold",
+    "Item",
     "KeySpec",
     "Limit",
     "Order",
@@ -620,3 +623,54 @@ class Source(Role):
     @abstractmethod
     def emit(self, now: float) -> Iterable[Task]:
         """The tasks that are due; each is taken in as if it were added now."""
+
+
+class Item:
+    """A value that is dealt with together with others: what a `Collector` collects.
+
+    It stands where another task has its work: ``manager.add_task(Item(row))``.
+    """
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __call__(self) -> Awaitable[Any]:
+        """Raises InvalidState: callable, as work is that can be repeated, it is never called."""
+        raise InvalidState(f"{self!r} is no work by itself: it needs a BulkStrategy")
+
+    def __repr__(self) -> str:
+        return f"Item({self.value!r})"
+
+
+class Collector(Role):
+    """Which tasks become one? They wait together, and one call does the work of all: batches.
+
+    Tasks with the same key that also agree in every key, group and pin of the chain share a
+    batch. To limits it is one task, which costs what its members cost together (one where only
+    tasks are counted), and whose outcome is that of the call; it has the best rank of
+    its members. To orders, holds, feedbacks and observers, its members are the tasks.
+
+    A batch closes, and waits for its turn, once it has ``max_size`` members, and once its oldest
+    has waited ``max_wait`` seconds and it has ``min_size``.
+    """
+
+    max_size: int = 100
+    max_wait: float = 0.05
+    min_size: int = 1
+
+    def collects(self, task: Task) -> bool:
+        """Whether the task is one of those; asked once, at intake."""
+        return isinstance(task._work, Item)
+
+    def key_of(self, task: Task) -> Hashable:
+        """What its batch has in common; asked once, at intake."""
+        return None
+
+    @abstractmethod
+    async def call(self, tasks: Sequence[Task]) -> Sequence[Any]:
+        """Does the work of all of them: a result for each, in their order.
+
+        A result that is an exception fails that task alone, an error that is raised all of them.
+        """

@@ -6,6 +6,7 @@ import weakref
 from collections import deque
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,6 +22,7 @@ from async_task_manager.errors import (
     TaskManagerError,
 )
 from async_task_manager.events import Observers, Queued
+from async_task_manager.strategies._batches import Batch, Batches
 from async_task_manager.strategies._by_hand import ByHand
 from async_task_manager.strategies._calendar import Calendar
 from async_task_manager.strategies._dispatch import Dispatch
@@ -33,9 +35,11 @@ from async_task_manager.strategies._snapshot import snapshot_of
 from async_task_manager.strategies.base import (
     ALL,
     BaseStrategy,
+    Collector,
     Feedback,
     GroupOrder,
     Hold,
+    Item,
     Limit,
     Order,
     RetryAt,
@@ -89,11 +93,12 @@ class Chain(BaseStrategy):
         self.feedbacks = tuple(s for s in policies if isinstance(s, Feedback))
         self.sources = tuple(s for s in policies if isinstance(s, Source))
         self.gated = tuple(s for s in policies if isinstance(s, Limit | Router))
+        self.batches = self._batching(policies)
         self._inside: dict[Task[Any], ForeignStage] = {}
         self.foreign = self._pipeline()
         self._whole = self.foreign if len(self.stages) == 1 else None
         self.dispatch = self._machine()
-        self._direct = not self.holds and self.foreign is None
+        self._direct = not self.holds and self.foreign is None and self.batches is None
         """A task without time limits of its own joins its lane at once."""
         self.stamps = any(
             type(policy).started is not Limit.started
@@ -161,6 +166,15 @@ class Chain(BaseStrategy):
             if is_foreign(stage):
                 last = ForeignStage(stage, last, self._inside, self._welcome)
         return last
+
+    def _batching(self, policies: Iterable[Role]) -> Batches | None:
+        collectors = [policy for policy in policies if isinstance(policy, Collector)]
+        if len(collectors) > 1:
+            raise InvalidValue(
+                f"a chain takes one strategy that makes batches, not {len(collectors)}: "
+                f"{collectors}; give one a key, and let its handler tell the items apart"
+            )
+        return Batches(self, collectors[0]) if collectors else None
 
     def _machine(self) -> Dispatch | SingleLane:
         plain = not self.groupings and all(
@@ -244,6 +258,10 @@ class Chain(BaseStrategy):
             raise InvalidState(f"{task!r} was added before; a task runs once")
         if self.feedbacks and not callable(task._work):
             raise unrepeatable(task)
+        if type(task._work) is Item and self.batches is None:
+            raise InvalidType(
+                f"{task!r} is an {task._work!r}: it needs a BulkStrategy in the chain"
+            )
         self.now = now
         dispatch = self.dispatch
         if dispatch.fixed is not None:
@@ -258,6 +276,8 @@ class Chain(BaseStrategy):
                 self.observers.tell(Queued(now, task))
             return
         opens, opens_wall, closes = self._span(task, now)
+        if self.batches is not None:
+            self.batches.admit(task)
         whole = self._whole
         if whole is not None:
             # The strategy is the whole chain: what it says against the task reaches the caller.
@@ -367,7 +387,14 @@ class Chain(BaseStrategy):
         elif opens_wall > -inf and (self._offset is None or opens_wall - self._offset > now):
             self._hold(task)
             self._wall_bounds.push(opens_wall, _Bound(task, None))
-        elif self.foreign is None:
+        elif self.batches is not None and task in self.batches.keys:
+            self.batches.join(task, now)
+        else:
+            self.enqueue(task, now)
+
+    def enqueue(self, task: Task[Any], now: float) -> None:
+        """Nothing but limits and custom strategies keep the task, or the batch, any more."""
+        if self.foreign is None:
             self.dispatch.join(task, now)
         else:
             self._first().queue.push(task)
@@ -385,20 +412,28 @@ class Chain(BaseStrategy):
         return stage
 
     def _arrive(self, task: Task[Any], now: float, *, again: bool) -> None:
-        for order, group in zip(self.groupings, _groups(task), strict=True):
+        for order, group in self.groups_of(task):
             order.arrive(group, now, again)
-        for router, pin in self._pins(task):
+        for router, pin in self.pins(task):
             router.arrive(pin)
 
     def _leave(self, task: Task[Any], now: float) -> None:
         """The task leaves the queue in another way than by starting."""
         self.queued -= 1
-        for order, group in zip(self.groupings, _groups(task), strict=True):
+        if self.batches is not None:
+            self.batches.keys.pop(task, None)
+        for order, group in self.groups_of(task):
             order.leave(group, now)
-        for router, pin in self._pins(task):
+        for router, pin in self.pins(task):
             router.leave(pin)
 
-    def _pins(self, task: Task[Any]) -> Iterator[tuple[Router, Hashable]]:
+    def groups_of(self, task: Task[Any]) -> Iterable[tuple[GroupOrder, Hashable]]:
+        """The task's group in each of the orders that have groups."""
+        groups = task._lane.groups if task._lane is not None else ()
+        return zip(self.groupings, groups, strict=True)
+
+    def pins(self, task: Task[Any]) -> Iterator[tuple[Router, Hashable]]:
+        """What ties the task to branches, for each router."""
         if isinstance(self.dispatch, Dispatch) and task._lane is not None:
             for gate, key in zip(self.dispatch.gates, task._lane.keys, strict=True):
                 if isinstance(gate, RouterGate):
@@ -421,6 +456,8 @@ class Chain(BaseStrategy):
                 return None
             if self.sources:
                 self._collect(now)
+            if self.batches is not None and not self.batches.turn(now):
+                return None
             if self.foreign is None:
                 task = self.dispatch.pull(now)
             else:
@@ -430,7 +467,7 @@ class Chain(BaseStrategy):
         except BaseException as error:  # a CancelledError, too: it would pass for one of the loop
             raise self.blame(error) from error
         if task is not None:
-            self.queued -= 1
+            self.queued -= self.batches.begin(task, now) if type(task) is Batch else 1  # type: ignore[union-attr]  # who made it
             self.running += 1
         return task
 
@@ -478,6 +515,8 @@ class Chain(BaseStrategy):
                 raise unrepeatable(task)
             self._plan(task)
             task._rank = self._rank(task, now) if self.orders else None
+            if self.batches is not None:
+                self.batches.admit(task)
         except TaskManagerError as error:
             task._state = "rejected"
             self.out.append((task, error))
@@ -497,6 +536,8 @@ class Chain(BaseStrategy):
             given = stage.next(now)
             if given is None:
                 return None
+            if self.batches is not None and given in self.batches.keys:
+                given = self.batches.alone(given, now)  # the strategy made it
             self.dispatch.join(given, now)
 
     def lapse(self, now: float) -> float:
@@ -520,6 +561,8 @@ class Chain(BaseStrategy):
             wake = min(wake, self.next_bound())
         for source in self.sources:
             wake = min(wake, source.next_due(now))
+        if self.batches is not None:
+            wake = min(wake, self.batches.next_wake(now))
         if self.foreign is not None and next(self.dispatch.waiting(), None) is None:
             wake = min(wake, self.foreign.wake(now))
         return wake
@@ -542,12 +585,24 @@ class Chain(BaseStrategy):
     def finish(self, task: Task[Any], outcome: Outcome, now: float, *, last: bool = False) -> bool:
         """An attempt has ended: permits go back; True if the task is to run again, and queued for
         it. Not if it was the ``last``, whatever a feedback says.
+
+        Of a batch, this is the end of the call; each of its members ends by itself after that.
         """
         self.now = now
-        self.running -= 1
-        self.dispatch.release(task, outcome, now)
-        if not self.feedbacks:
-            return False
+        batches = self.batches
+        if batches is None or not batches.left(task):
+            self.running -= 1
+            self.dispatch.release(task, outcome, now)
+            if type(task) is Batch:
+                batches.calls -= 1  # type: ignore[union-attr]  # who made it
+                return False
+        if self.feedbacks and self._again(task, outcome, now, last):
+            return True
+        if batches is not None:
+            batches.keys.pop(task, None)
+        return False
+
+    def _again(self, task: Task[Any], outcome: Outcome, now: float, last: bool) -> bool:
         answers = [
             checked_retry(feedback, answer)
             for feedback in self.feedbacks
@@ -617,6 +672,18 @@ class Chain(BaseStrategy):
     def _withdraw(self, task: Task[Any], state: TaskState, now: float) -> None:
         """Takes a queued task out of wherever it waits."""
         self._leave(task, now)
+        if self.batches is not None and task in self.batches.of:
+            task._state = state
+            self.batches.lose(task, now)
+        else:
+            self.take_out(task, state, now)
+
+    def is_inside(self, task: Task[Any]) -> bool:
+        """Whether a custom strategy has it."""
+        return task in self._inside
+
+    def take_out(self, task: Task[Any], state: TaskState, now: float) -> None:
+        """The task, or the batch, is in no queue any more."""
         in_lane = self.foreign is None or next(self.dispatch.waiting(), None) is task
         task._state = state
         if task in self._held:
@@ -630,6 +697,9 @@ class Chain(BaseStrategy):
 
     def reject(self, task: Task[Any], error: Exception, now: float) -> None:
         """Called by the dispatch: a limit refused the task, which it has taken out, for good."""
+        if self.batches is not None and type(task) is Batch:
+            self.batches.reject(task, error, now)
+            return
         self._leave(task, now)
         task._state = "rejected"
         self.out.append((task, error))
@@ -674,6 +744,8 @@ class Chain(BaseStrategy):
     def policy_changed(self, policy: Role, key: Hashable) -> None:
         """A policy says that its answers may differ from now on."""
         dispatch = self.dispatch
+        if self.batches is not None and policy is self.batches.collector:
+            self.batches.changed()
         if isinstance(policy, Limit):
             dispatch.limit_changed(policy, key)
         if isinstance(dispatch, Dispatch):
@@ -689,20 +761,40 @@ class Chain(BaseStrategy):
         assert isinstance(dispatch, Dispatch)
         self._bind()
         for task in dispatch.emptied():
-            error = self._plan_again(task, dispatch)
-            if error is None:
+            if self.batches is not None and isinstance(task, Batch):
+                self.batches.loosen(task)
+            elif self._still_goes(task, queued=False):
                 dispatch.join(task, self.now)
-            else:
-                self.reject(task, error, self.now)
         elsewhere = [*self._held, *self._inside]
         if self.foreign is not None:
             elsewhere += self._first().queue
         for task in elsewhere:
-            error = self._plan_again(task, dispatch)
-            if error is not None:
-                self._withdraw(task, "rejected", self.now)
-                self.out.append((task, error))
+            if self.batches is not None and isinstance(task, Batch):
+                if self.is_inside(task):
+                    self.batches.replan(task, self.now, self._still_goes)
+                else:
+                    self.take_out(task, "cancelled", self.now)
+                    self.batches.loosen(task)
+            else:
+                self._still_goes(task)
+        if self.batches is not None:
+            self.batches.bind_anew(self.now, partial(self._still_goes, queued=False))
         self.host.wake()
+
+    def _still_goes(self, task: Task[Any], *, queued: bool = True) -> bool:
+        """Asks the routers anew; rejects the task where that fails. ``queued``: it stands in a
+        queue, from which it has to be taken then.
+        """
+        assert isinstance(self.dispatch, Dispatch)
+        error = self._plan_again(task, self.dispatch)
+        if error is None:
+            return True
+        if queued:
+            self._withdraw(task, "rejected", self.now)
+            self.out.append((task, error))
+        else:
+            self.reject(task, error, self.now)
+        return False
 
     def _plan_again(self, task: Task[Any], dispatch: Dispatch) -> TaskManagerError | None:
         """Only the router's part: what other limits were told stays. The error: the branch to which
@@ -812,6 +904,10 @@ class Chain(BaseStrategy):
         rank = ranks[0] if self._one_order else ranks or None
         if task._state != "queued" or task in self._held or task in self._inside:
             task._rank = rank
+        elif self.batches is not None and task in self.batches.of:
+            task._rank = rank
+            self.batches.reranked(task)
+            self.host.wake()
         elif self.foreign is None or next(self.dispatch.waiting(), None) is task:
             self.dispatch.move(task, rank, now)
             self.host.wake()
@@ -823,11 +919,31 @@ class Chain(BaseStrategy):
         return [stage for stage in self.stages if is_foreign(stage)]
 
     def tasks(self) -> list[Task[Any]]:
-        """Everything that is queued, in no particular order."""
+        """Everything that is queued, in no particular order; of a batch, its members."""
         found = [*self._held, *self._inside, *self.dispatch.waiting()]
         if self.foreign is not None:
             found += self._first().queue
+        if self.batches is not None:
+            apart = [task.members if isinstance(task, Batch) else (task,) for task in found]
+            found = [task for some in apart for task in some] + list(self.batches.waiting())
         return found
+
+    def flush(self, now: float) -> bool:
+        """Closes every batch that waits for more tasks; False if none does."""
+        return self.batches is not None and self.batches.flush(now)
+
+    def hurry(self, by: int) -> None:
+        """1: somebody waits for all to be done, so that no batch waits for tasks that may never
+        come; -1: no longer.
+        """
+        if self.batches is not None:
+            self.batches.hurry(by)
+            self.host.wake()
+
+    @property
+    def calls(self) -> int:
+        """How many of the running tasks are batches."""
+        return 0 if self.batches is None else self.batches.calls
 
     def clear(self, now: float) -> list[Task[Any]]:
         """Takes out everything that is queued."""
@@ -911,7 +1027,3 @@ def checked_retry(feedback: Feedback, answer: object) -> RetryAt:
             f"{feedback!r}: review must give None, or RetryAt with a finite instant, not {answer!r}"
         )
     return answer
-
-
-def _groups(task: Task[Any]) -> tuple[Hashable, ...]:
-    return task._lane.groups if task._lane is not None else ()
