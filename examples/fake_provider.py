@@ -29,6 +29,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from email.utils import formatdate
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ IDLE_TIMEOUT = 60.0  # seconds for a request to come in whole, the silence befor
 SECOND, MILLISECOND = 1_000_000_000, 1_000_000  # whole nanoseconds keep the windows exact
 
 LIMIT = re.compile(r"(\d+)(?: +([a-z_]+))? */ *(?:(second|minute|hour|day)|(\d+\.?\d*)s)", re.ASCII)
+HEADERS = ("all", "retry-after", "date", "none")
 PERIODS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 LENGTH = re.compile(r"[0-9]{1,18}")
@@ -53,6 +55,11 @@ def checked(name: str, value: Any, low: float, high: float, kind: str = "an inte
     if isinstance(value, bool) or not isinstance(value, types) or not low <= value <= high:
         raise ValueError(f"{name} must be {kind} from {low} to {high}, not {value!r}")
     return value
+
+
+def http_date(seconds: int) -> str:
+    """So many seconds from now, rounded up to the next: HTTP has whole ones."""
+    return formatdate(time.time() // 1 + seconds + 1, usegmt=True)
 
 
 def rounded_up(duration: int, unit: int) -> int:
@@ -112,17 +119,26 @@ class Behaviour:
     fail_next: int = 0  # accepted requests still to be answered with `status`
     status: int = 500
     reset_next: int = 0  # accepted requests whose connection is still to be closed unanswered
+    drop_rate: float = 0.0  # share whose connection is closed in the middle of the answer
+    drop_next: int = 0  # accepted requests for which that is still to be done
+    garble_next: int = 0  # accepted requests still to be answered with broken JSON
+    headers: str = "all"  # or "retry-after", "date" (the same as a date), "none"
+    retry_after: int | None = None  # seconds that an injected error asks for
 
     def __post_init__(self) -> None:
         if not isinstance(self.limits, list | tuple):
             raise ValueError(f"limits must be a list of texts, not {self.limits!r}")
         if self.max_concurrent is not None:
             checked("max_concurrent", self.max_concurrent, 1, 10**6)
-        for name in ("error_rate", "reset_rate"):
+        for name in ("error_rate", "reset_rate", "drop_rate"):
             checked(name, getattr(self, name), 0, 1, "a number")
-        for name in ("fail_next", "reset_next"):
+        for name in ("fail_next", "reset_next", "drop_next", "garble_next"):
             checked(name, getattr(self, name), 0, 10**9)
         checked("status", self.status, 400, 599)
+        if self.headers not in HEADERS:
+            raise ValueError(f"headers must be one of {', '.join(HEADERS)}, not {self.headers!r}")
+        if self.retry_after is not None:
+            checked("retry_after", self.retry_after, 0, 3600)
         ends: list[Any] = [self.latency]
         if isinstance(self.latency, str):
             with contextlib.suppress(ValueError):  # what is no number fails the checks below
@@ -141,6 +157,8 @@ class Stats:
     max_in_flight: int = 0
     tokens: int = 0  # of accepted requests
     resets: int = 0
+    drops: int = 0
+    garbled: int = 0
     violations: Counter[str] = field(default_factory=Counter)  # by limit
     peaks: Counter[str] = field(default_factory=Counter)  # most in any one window, by limit
     statuses: dict[str, Counter[str]] = field(default_factory=dict)  # by path, then status
@@ -163,6 +181,14 @@ class Refused(Exception):
     def __init__(self, status: int, message: str, kind: str = "invalid_request", headers: str = ""):
         self.status, self.headers = status, headers
         self.payload = {"error": {"message": message, "type": kind, "code": status}}
+
+
+@dataclass
+class Spoilt:
+    """A 200 that is not what it should be."""
+
+    body: bytes
+    dropped: bool  # the connection is closed in its middle
 
 
 class Request:
@@ -336,14 +362,18 @@ class FakeProvider:
         if request is None or not request.is_control:
             self.stats.count(request.path if request else "(malformed)", status)
         keep_alive = request is not None and request.keep_alive
-        body = json.dumps(payload).encode()
+        spoilt = payload if isinstance(payload, Spoilt) else None
+        body = spoilt.body if spoilt else json.dumps(payload).encode()
         head = (
             f"HTTP/1.1 {status} {REASONS.get(status, 'Error')}\r\n{headers}"
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
             f"connection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n"
         ).encode()
-        writer.write(head if request and request.method == "HEAD" else head + body)
+        sent = b"" if request and request.method == "HEAD" else body
+        writer.write(head + (sent[: len(sent) // 2] if spoilt and spoilt.dropped else sent))
         await writer.drain()
+        if spoilt and spoilt.dropped:
+            raise ConnectionResetError
         if request is None:
             # Closing on unread bytes would reset the connection before the client has the answer.
             writer.write_eof()
@@ -352,7 +382,7 @@ class FakeProvider:
                     pass
         return keep_alive
 
-    async def _respond(self, request: Request) -> tuple[dict[str, Any], str]:
+    async def _respond(self, request: Request) -> tuple[dict[str, Any] | Spoilt, str]:
         """The payload of a 200 and its headers; else Refused."""
         try:
             if not request.is_control:
@@ -366,7 +396,7 @@ class FakeProvider:
         except ValueError as error:
             raise Refused(400, str(error)) from None
 
-    async def _complete(self, request: Request) -> tuple[dict[str, Any], str]:
+    async def _complete(self, request: Request) -> tuple[dict[str, Any] | Spoilt, str]:
         now, stats = self._clock(), self.stats
         stats.received += 1
         tokens = request.cost("tokens")
@@ -393,8 +423,8 @@ class FakeProvider:
             stats.count(request.path, "reset")
             raise ConnectionResetError
         if status != 200:
-            raise Refused(status, "injected failure", "server_error", headers)
-        return answer, headers
+            raise Refused(status, "injected failure", "server_error", headers + self._ask_to_wait())
+        return self._spoil(answer), headers
 
     def _admit(self, request: Request, now: int) -> str:
         """Charge every limit and give headers that say what is left; or charge none: Refused."""
@@ -417,12 +447,40 @@ class FakeProvider:
         by_slack = sorted(self.windows, key=lambda window: window.used - window.amount)
         tightest = {window.unit: window for window in by_slack}
         headers = "".join(window.headers(now) for window in tightest.values())
+        style = self.behaviour.headers
+        if style != "all":
+            headers = ""
         if wait > 0:
             self.stats.violations[reason] += 1
-            headers += f"retry-after: {rounded_up(wait, SECOND)}\r\n"
-            headers += f"retry-after-ms: {rounded_up(wait, MILLISECOND)}\r\n"
+            if style == "date":
+                headers = f"retry-after: {http_date(rounded_up(wait, SECOND))}\r\n"
+            elif style != "none":
+                headers += f"retry-after: {rounded_up(wait, SECOND)}\r\n"
+                headers += f"retry-after-ms: {rounded_up(wait, MILLISECOND)}\r\n"
             raise Refused(429, f"over {reason}: retry in {wait / SECOND:.3f} s", unit, headers)
         return headers
+
+    def _ask_to_wait(self) -> str:
+        """The header of an injected error, if it is to have one."""
+        seconds = self.behaviour.retry_after
+        if seconds is None:
+            return ""
+        value = http_date(seconds) if self.behaviour.headers == "date" else seconds
+        return f"retry-after: {value}\r\n"
+
+    def _spoil(self, answer: dict[str, Any]) -> dict[str, Any] | Spoilt:
+        """The answer, or what becomes of it on a bad day."""
+        behaviour, body = self.behaviour, json.dumps(answer).encode()
+        if behaviour.garble_next:
+            behaviour.garble_next -= 1
+            self.stats.garbled += 1
+            return Spoilt(body[: len(body) // 2], dropped=False)
+        if behaviour.drop_next:
+            behaviour.drop_next -= 1
+        elif not behaviour.drop_rate or self._random.random() >= behaviour.drop_rate:
+            return answer
+        self.stats.drops += 1
+        return Spoilt(body, dropped=True)
 
     def _draw_status(self) -> int:
         """200, the status of an injected error, or 0: the connection is closed unanswered."""
@@ -452,7 +510,7 @@ async def serve(provider: FakeProvider, stats_file: Path | None) -> None:
     print(
         f"{provider.name}: {stats.received} received, {stats.accepted} accepted, "
         f"{stats.tokens} tokens, at most {stats.max_in_flight} in flight, "
-        f"{stats.resets} resets, 429s: {stats.rejected}"
+        f"{stats.resets} resets, {stats.drops} drops, 429s: {stats.rejected}"
     )
     for window in provider.windows:
         peak, violations = stats.peaks[window.text], stats.violations[window.text]
@@ -470,6 +528,8 @@ def main() -> None:
     parser.add_argument("--latency", default="0", help='seconds, or "low-high"')
     parser.add_argument("--error-rate", type=float, default=0.0, help="share of 500s, 0 to 1")
     parser.add_argument("--reset-rate", type=float, default=0.0, help="share of closed connections")
+    parser.add_argument("--drop-rate", type=float, default=0.0, help="share cut off in the middle")
+    parser.add_argument("--headers", default="all", help=f"of limits: {', '.join(HEADERS)}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--stats", type=Path, metavar="FILE", help="write the counters at exit (JSON)"

@@ -12,7 +12,12 @@ import pytest
 
 from async_task_manager.config import ConfigError, FlowConfig, build_chain, load_config
 from async_task_manager.errors import TaskManagerError
-from async_task_manager.strategies import ConcurrentLimitStrategy, ProviderRouterStrategy
+from async_task_manager.strategies import (
+    CircuitBreakerStrategy,
+    ConcurrentLimitStrategy,
+    CooldownStrategy,
+    ProviderRouterStrategy,
+)
 
 GOOD = """
 [[providers]]
@@ -55,7 +60,7 @@ def test_a_file_becomes_a_chain(file: Path) -> None:
     router = build_chain(config).stages[2]
     assert isinstance(router, ProviderRouterStrategy)
     assert list(router.names) == ["groq", "spare"]
-    assert [limit.describe() for limit in router["groq"].limits] == [
+    assert [limit.describe() for limit in router["groq"].limits[:4]] == [
         "at most 30 tasks in any 60.0 s",
         "at most 6000 tokens in any 60.0 s",
         router["groq"].limits[2].describe(),
@@ -66,7 +71,9 @@ def test_a_file_becomes_a_chain(file: Path) -> None:
     assert config.providers[0].units == ("tokens",)
     assert not router["spare"].enabled
     assert config.providers[1].base_url == "http://127.0.0.1:8000"
-    (slots,) = router["spare"].limits
+    slots, breaker, cooldown = router["spare"].limits
+    assert isinstance(breaker, CircuitBreakerStrategy)
+    assert isinstance(cooldown, CooldownStrategy)
     assert isinstance(slots, ConcurrentLimitStrategy) and slots.max_concurrent == 100
     assert [provider.name for provider in config.only_enabled().providers] == ["groq"]
 

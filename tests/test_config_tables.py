@@ -16,13 +16,16 @@ from async_task_manager.config.outcomes import RetriesStrategy
 from async_task_manager.config.secrets import hidden
 from async_task_manager.config.stages import make_strategy, strategy_names
 from async_task_manager.config.words import in_words, paces
+from async_task_manager.errors import NonRetryable, RateLimited
 from async_task_manager.strategies import (
+    CircuitBreakerStrategy,
     ConcurrentLimitStrategy,
     PriorityQueueStrategy,
     ProviderRouterStrategy,
     SlidingWindowStrategy,
     TokenBucketStrategy,
 )
+from async_task_manager.task import Outcome
 
 
 def flow(text: str) -> FlowConfig:
@@ -50,7 +53,7 @@ limits = [
 ]
 """
     ).providers
-    plain, keyed, tokens, bucket, slots = provider.strategies()
+    plain, keyed, tokens, bucket, slots, *_ = provider.strategies()
     assert isinstance(plain, SlidingWindowStrategy) and plain.slack == 0.1
     assert isinstance(keyed, SlidingWindowStrategy) and (keyed.key, keyed.slack) == ("model", 0)
     assert isinstance(tokens, SlidingWindowStrategy) and tokens.cost == "tokens"
@@ -393,3 +396,60 @@ def test_a_retry_in_the_chain_stands_for_all() -> None:
 )
 def test_a_retry_that_cannot_be(lines: str, says: str) -> None:
     assert re.search(says, refused(lines)), refused(lines)
+
+
+# ---- what else a provider says ------------------------------------------------------------------
+
+
+def test_weights_prices_and_the_policy_reach_the_router() -> None:
+    config = parse_config(
+        {
+            "policy": "cheapest",
+            "providers": [
+                {"name": "a", "base_url": "http://a", "weight": 3, "price": 0.2},
+                {"name": "b", "base_url": "http://b", "breaker": False, "limit_headers": False},
+            ],
+        }
+    )
+    router = build_chain(config).stages[2]
+    assert isinstance(router, ProviderRouterStrategy)
+    assert (router.policy, router["a"].weight, router["a"].price) == ("cheapest", 3, 0.2)
+    assert [type(limit).__name__ for limit in router["b"].limits] == [
+        "ConcurrentLimitStrategy",
+        "CooldownStrategy",
+    ]
+
+
+def test_a_breaker_counts_what_the_provider_is_at_fault_for() -> None:
+    (provider,) = flow("breaker = { min_calls = 1, cooldown = 5 }").providers
+    for error, opens in (
+        (NonRetryable(), False),
+        (RateLimited(), False),
+        (TimeoutError(), True),
+    ):
+        breaker = provider.strategies()[1]
+        assert isinstance(breaker, CircuitBreakerStrategy) and breaker.cooldown == 5
+        grant = breaker.acquire(None, 1, 0.0)
+        breaker.release(grant, Outcome("failure", 0.0, 0.0, error), 0.0)
+        assert (breaker.ready_at(None, 1, 0.0) > 0) is opens
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ("weight = 0", "weight: must be .* above 0, not 0"),
+        ("price = -1", "price: must be .* at least 0, not -1"),
+        ("breaker = 3", "breaker: must be a table or false, not 3"),
+        ("breaker = { cooldwn = 3 }", "no parameter 'cooldwn'; did you mean 'cooldown'"),
+        ("breaker = { cooldown = -3 }", "'circuit_breaker': cooldown must be .* not -3"),
+        ("limit_headers = 3", "limit_headers: must be true, false or a table of headers, not 3"),
+        ("limit_headers = { a = 3 }", "limit_headers: a must be the name of a header, not 3"),
+    ],
+)
+def test_what_else_may_be_wrong(lines: str, says: str) -> None:
+    assert re.search(says, refused(lines)), refused(lines)
+
+
+def test_a_policy_that_there_is_not() -> None:
+    with pytest.raises(ConfigError, match=r"policy: policy must be one of 'ordered', .* 'fast'"):
+        parse_config({"policy": "fast", "providers": [{"name": "p", "base_url": "http://p"}]})

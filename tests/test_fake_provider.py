@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -387,6 +388,8 @@ async def test_stats_are_not_completions() -> None:
             "max_in_flight": 1,
             "tokens": 12,
             "resets": 0,
+            "drops": 0,
+            "garbled": 0,
             "violations": {"1/minute": 1},
             "peaks": {"1/minute": 1},
             "statuses": {"/v1/chat": {"200": 1}, "/other": {"429": 1}},
@@ -567,7 +570,7 @@ def test_as_a_process(tmp_path: Path, number: signal.Signals) -> None:
     assert process.returncode == 0
     assert errors == ""
     assert output == (
-        "groq: 3 received, 2 accepted, 2 tokens, at most 1 in flight, 0 resets, 429s: 1\n"
+        "groq: 3 received, 2 accepted, 2 tokens, at most 1 in flight, 0 resets, 0 drops, 429s: 1\n"
         "  2/minute: at most 2 in a window, 1 violations\n"
         "  90 tokens/minute: at most 2 in a window, 0 violations\n"
     )
@@ -592,3 +595,67 @@ def test_a_bad_option_ends_the_program_with_one_clear_line(
     with pytest.raises(SystemExit) as ended:
         fake.main()
     assert message in str(ended.value.code) + capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- days on which it is worse
+
+
+@pytest.mark.real_time
+async def test_an_answer_that_is_cut_off_in_the_middle() -> None:
+    async with provider_and_client(drop_next=1) as (provider, client):
+        with pytest.raises(httpx.RemoteProtocolError, match="peer closed connection"):
+            await client.get("/")
+        assert (await client.get("/")).status_code == 200
+    assert (provider.stats.drops, provider.stats.accepted) == (1, 2)
+
+
+@pytest.mark.real_time
+async def test_broken_json_says_that_it_is_json() -> None:
+    async with provider_and_client(garble_next=1) as (_, client):
+        broken = await client.get("/")
+        assert (broken.status_code, broken.headers["content-type"]) == (200, "application/json")
+        with pytest.raises(ValueError, match=r"Expecting|Unterminated"):
+            broken.json()
+        assert (await client.get("/")).json()["provider"] == "groq"
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize("style", ["all", "retry-after", "date", "none"])
+async def test_how_much_it_tells_of_its_limits(style: str) -> None:
+    async with provider_and_client(limits=["1/60s"], headers=style) as (_, client):
+        first, second = await client.get("/"), await client.get("/")
+    assert second.status_code == 429
+    assert ("x-ratelimit-remaining-requests" in first.headers) is (style == "all")
+    after = second.headers.get("retry-after")
+    if style == "none":
+        assert after is None
+    elif style == "date":
+        left = parsedate_to_datetime(after).timestamp() - time.time()
+        assert 58 < left <= 62
+    else:
+        assert after == "60"
+
+
+@pytest.mark.real_time
+async def test_an_injected_error_may_ask_to_wait() -> None:
+    trouble = {"fail_next": 2, "status": 503, "retry_after": 7}
+    async with provider_and_client(**trouble) as (provider, client):
+        assert (await client.get("/")).headers["retry-after"] == "7"
+        provider.change(headers="date")
+        assert (await client.get("/")).headers["retry-after"].endswith(" GMT")
+        assert "retry-after" not in (await client.get("/")).headers
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"headers": "some"}, "headers must be one of all, retry-after, date, none, not 'some'"),
+        ({"retry_after": -1}, "retry_after must be an integer from 0 to 3600, not -1"),
+        ({"drop_rate": 2}, "drop_rate must be a number from 0 to 1, not 2"),
+        ({"drop_next": -1}, "drop_next must be"),
+        ({"garble_next": 0.5}, "garble_next must be"),
+    ],
+)
+def test_bad_days_have_their_ranges(setting: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        fake.FakeProvider(**setting)

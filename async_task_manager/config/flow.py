@@ -58,6 +58,8 @@ class FlowConfig(Strict):
 
     providers: Annotated[tuple[ProviderConfig, ...], Field(strict=False)]
     """In the order in which they are tried."""
+    policy: str = "ordered"
+    """Which of the providers that have room is preferred: as `ProviderRouterStrategy` has it."""
     chain: Annotated[tuple[Annotated[Any, BeforeValidator(_stage)], ...], Field(strict=False)] = ()
     """Strategies by name, in this order, instead of priorities and times; the providers come where
     ``strategy = "providers"`` stands, else last.
@@ -73,6 +75,12 @@ class FlowConfig(Strict):
         if not any(provider.enabled for provider in providers):
             raise ValueError("at least one must be enabled")
         return providers
+
+    @field_validator("policy")
+    @classmethod
+    def _known(cls, policy: str) -> str:
+        ProviderRouterStrategy([Provider("any")], policy=policy)
+        return policy
 
     @field_validator("chain")
     @classmethod
@@ -151,10 +159,16 @@ def build_chain(config: FlowConfig) -> Chain:
     the file; and what retries them, unless a stage of the file does.
     """
     providers = [
-        Provider(provider.name, limits=provider.strategies(), enabled=provider.enabled)
+        Provider(
+            provider.name,
+            limits=provider.strategies(),
+            enabled=provider.enabled,
+            weight=provider.weight,
+            price=provider.price,
+        )
         for provider in config.providers
     ]
-    router = ProviderRouterStrategy(providers)
+    router = ProviderRouterStrategy(providers, policy=config.policy)
     if config.chain:
         stages = list(_stages(config.chain))
         place = config.chain.index(None) if None in config.chain else len(stages)

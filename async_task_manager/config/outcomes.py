@@ -1,4 +1,4 @@
-"""What a config says about failures: how often, and how soon, a request is tried again."""
+"""What a config says about failures: when a request is tried again, and a provider left alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from async_task_manager.config.problems import meant
 from async_task_manager.config.stages import make_strategy
+from async_task_manager.errors import NonRetryable, RateLimited
 from async_task_manager.strategies import (
+    CircuitBreakerStrategy,
     Feedback,
+    Limit,
     RetryAt,
     RetryBudget,
     RetryStrategy,
@@ -22,7 +25,7 @@ from async_task_manager.strategies import (
 if TYPE_CHECKING:
     from async_task_manager.task import Outcome, Task
 
-__all__ = ["RetriesStrategy", "make_retry"]
+__all__ = ["RetriesStrategy", "make_breaker", "make_retry"]
 
 BACKOFFS: Final[Mapping[str, Callable[..., Any]]] = {
     "exponential": exponential,
@@ -52,6 +55,22 @@ def make_retry(table: Mapping[str, Any]) -> RetryStrategy:
     made = make_strategy({"strategy": "retry", **options})
     assert isinstance(made, RetryStrategy)
     return made
+
+
+def make_breaker(table: Mapping[str, Any]) -> Limit:
+    """The breaker that a table describes. What the request itself is at fault for, and being asked
+    to slow down, are no failures of the provider.
+
+    Raises:
+        ValueError: something in it is wrong.
+    """
+    made = make_strategy({"strategy": "circuit_breaker", "is_failure": _is_failure, **table})
+    assert isinstance(made, CircuitBreakerStrategy)
+    return made
+
+
+def _is_failure(error: Exception) -> bool:
+    return not isinstance(error, NonRetryable | RateLimited)
 
 
 def _backoff(table: Any) -> Any:

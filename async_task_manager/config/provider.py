@@ -8,11 +8,16 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from async_task_manager.config.costs import Estimate, checked_path, parse_estimate
-from async_task_manager.config.outcomes import make_retry
+from async_task_manager.config.outcomes import make_breaker, make_retry
 from async_task_manager.config.secrets import check_header, expanded, secrets_of
 from async_task_manager.config.tables import AnyLimit, RateTable, StageTable, Strict, in_range
 from async_task_manager.errors import MissingExtra
-from async_task_manager.strategies import ConcurrentLimitStrategy, Limit, RetryStrategy
+from async_task_manager.strategies import (
+    ConcurrentLimitStrategy,
+    CooldownStrategy,
+    Limit,
+    RetryStrategy,
+)
 
 try:
     from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator
@@ -77,8 +82,18 @@ class ProviderConfig(Strict):
     """Where in an answer's JSON the actual cost stands, "usage.total_tokens"; or a table of units.
     """
 
+    weight: Annotated[float, in_range(above=0)] = 1
+    """Its part, where the policy goes by weights."""
+    price: Annotated[float, in_range(at_least=0)] = 0
+    """What a request costs there in money, where the policy goes by prices."""
     retry: Any = Field(default_factory=dict)
     """How often and how soon what failed is tried again; false: never."""
+    breaker: Any = Field(default_factory=dict)
+    """When a provider that keeps failing is left alone, and for how long; false: never."""
+    limit_headers: Any = True
+    """Whether to believe what the headers of an answer say of its limits; or a table: the usual
+    name of a header, and what it is called here.
+    """
 
     @field_validator("headers")
     @classmethod
@@ -116,14 +131,25 @@ class ProviderConfig(Strict):
             checked_path(path)
         return settle
 
-    @field_validator("retry")
+    @field_validator("retry", "breaker")
     @classmethod
-    def _repeatable(cls, retry: Any) -> Any:
-        if retry is not False:
-            if not isinstance(retry, dict):
-                raise ValueError(f"must be a table or false, not {retry!r}")
-            make_retry(retry)
-        return retry
+    def _makeable(cls, table: Any, info: ValidationInfo) -> Any:
+        if table is not False:
+            if not isinstance(table, dict):
+                raise ValueError(f"must be a table or false, not {table!r}")
+            (make_retry if info.field_name == "retry" else make_breaker)(table)
+        return table
+
+    @field_validator("limit_headers")
+    @classmethod
+    def _renamed(cls, names: Any) -> Any:
+        if isinstance(names, dict):
+            for name, own in names.items():
+                if not isinstance(own, str) or not own:
+                    raise ValueError(f"{name} must be the name of a header, not {own!r}")
+        elif not isinstance(names, bool):
+            raise ValueError(f"must be true, false or a table of headers, not {names!r}")
+        return names
 
     # ---- what it is for others --------------------------------------------------------------
 
@@ -142,13 +168,18 @@ class ProviderConfig(Strict):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The `strategies` in the words of the file."""
+        """The first of the `strategies`, in the words of the file."""
         return (*(limit.label for limit in self.rates), f"{self.max_concurrent} at once")
 
     def strategies(self) -> list[Limit]:
-        """The limits, each its own new strategy; the number of requests at once comes last."""
-        windows = [limit.make(self.slack) for limit in self.rates]
-        return [*windows, ConcurrentLimitStrategy(self.max_concurrent)]
+        """The limits, each its own new strategy: those of the file, the number of requests at once,
+        a breaker, and what pauses when it is told to.
+        """
+        limits = [limit.make(self.slack) for limit in self.rates]
+        limits.append(ConcurrentLimitStrategy(self.max_concurrent))
+        if self.breaker is not False:
+            limits.append(make_breaker(self.breaker))
+        return [*limits, CooldownStrategy(key=None)]
 
     def retries(self) -> RetryStrategy | None:
         """A new strategy for what failed; None: it stays failed."""

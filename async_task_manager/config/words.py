@@ -10,7 +10,12 @@ from async_task_manager.config.flow import FlowConfig, build_chain
 from async_task_manager.config.provider import ProviderConfig
 from async_task_manager.config.tables import RateTable
 from async_task_manager.rates import parse_rate
-from async_task_manager.strategies import Limit, ProviderRouterStrategy, TokenBucketStrategy
+from async_task_manager.strategies import (
+    CircuitBreakerStrategy,
+    Limit,
+    ProviderRouterStrategy,
+    TokenBucketStrategy,
+)
 from async_task_manager.strategies.base import BaseStrategy
 
 __all__ = ["Pace", "in_words", "paces"]
@@ -93,10 +98,14 @@ def in_words(config: FlowConfig) -> Iterator[str]:
 
 def _stage(stage: BaseStrategy, config: FlowConfig) -> Iterator[str]:
     if isinstance(stage, ProviderRouterStrategy):
-        yield "It goes to a provider that has room at that moment; tried in this order:"
+        yield f"It goes to a provider that has room at that moment; policy {config.policy!r}:"
         for provider in config.only_enabled().providers:
             yield f"{provider.name}: {', '.join(provider.labels)}"
-            extra = []
+            extra = [
+                limit.describe()
+                for limit in provider.strategies()[len(provider.labels) :]
+                if isinstance(limit, CircuitBreakerStrategy)
+            ]
             if provider.estimates:
                 extra.append(f"cost estimated by {provider.cost}")
             if provider.settled:

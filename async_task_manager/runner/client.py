@@ -13,6 +13,7 @@ from async_task_manager.config.secrets import hidden
 from async_task_manager.errors import MissingExtra
 from async_task_manager.runner.failures import BadAnswer, Broken, failure
 from async_task_manager.runner.routes import url_of
+from async_task_manager.task import current_task
 
 try:
     import anyio.lowlevel  # what httpx runs on
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from async_task_manager.runner.requests import Request
 
 __all__ = ["Answer", "Client"]
+
+_TELLING = ("ratelimit", "retry-after")
+"""Beginnings of headers that limits understand; "x-ratelimit-remaining" is another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,7 @@ class _Pool:
         self.base = provider.base_url
         self.timeout = provider.timeout
         self.secrets = provider.secrets()
+        self.limit_headers = provider.limit_headers
         headers = httpx.Headers(provider.sent_headers())
         headers.setdefault("user-agent", "atm")
         self.http = httpx.AsyncClient(
@@ -100,12 +105,27 @@ class _Pool:
                 )
         except TimeoutError:
             raise TimeoutError(f"no answer within {self.timeout:g} s") from None
+        self.observe(response.headers)
         content = self.content(response)
         if not response.is_success:
             raise failure(response, content)
         if isinstance(content, Broken):
             raise BadAnswer(response, content)
         return Answer(response.status_code, content)
+
+    def observe(self, headers: httpx.Headers) -> None:
+        """Tells the limits what the provider says of its own."""
+        if self.limit_headers is False:
+            return
+        given = dict(headers)
+        if isinstance(self.limit_headers, dict):
+            for name, own in self.limit_headers.items():
+                if own.lower() in given:
+                    given[name.lower()] = given.pop(own.lower())
+        if any("limit-" in name or name.startswith(_TELLING) for name in given):
+            task = current_task()
+            if task is not None:
+                task.observe(given)
 
     def content(self, response: httpx.Response) -> Any:
         """What came back, without the secrets, should the provider repeat one; `Broken`, if it

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from async_task_manager.errors import NonRetryable, RateLimited
+from async_task_manager.headers import retry_after
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import httpx
 
-__all__ = ["BadAnswer", "Broken", "HttpFailure", "failure", "retry_after"]
+__all__ = ["BadAnswer", "Broken", "HttpFailure", "failure", "told"]
 
 MAY_PASS: Final = (408, 409, 425)
 """Of the 4xx those with which the same request may have more luck later."""
 LONGEST: Final = 31 * 86_400.0
-"""Seconds: a server that asks for more is not believed."""
-
-_SECONDS: Final = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,6})?")
+"""Seconds: more than a month no server means, and a run shouldn't wait."""
 
 
 class Broken(str):
@@ -53,7 +50,7 @@ class SlowDown(HttpFailure, RateLimited):
 
     def __init__(self, response: httpx.Response, content: Any) -> None:
         super().__init__(response, content)
-        self.retry_after = retry_after(response.headers)
+        self.retry_after = told(response.headers)
 
 
 class Refused(HttpFailure, NonRetryable):
@@ -63,25 +60,18 @@ class Refused(HttpFailure, NonRetryable):
 def failure(response: httpx.Response, content: Any) -> HttpFailure:
     """The error for an answer that is no 2xx."""
     status = response.status_code
-    if status == 429 or (status == 503 and retry_after(response.headers) is not None):
+    if status == 429 or (status == 503 and told(response.headers) is not None):
         return SlowDown(response, content)
     if status < 500 and status not in MAY_PASS:
         return Refused(response, content)
     return HttpFailure(response, content)
 
 
-def retry_after(headers: Mapping[str, str]) -> float | datetime | None:
-    """When to come back, in either form of Retry-After (RFC 9110, section 10.2.3), or in
-    milliseconds as some have it; None: it isn't said, or not in a way that makes sense.
-    """
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        text = headers.get(name, "").strip()
-        if _SECONDS.fullmatch(text):
-            return min(float(text) * unit, LONGEST)
-    try:
-        moment = parsedate_to_datetime(headers.get("retry-after", ""))
-    except (ValueError, IndexError, TypeError):
+def told(headers: Mapping[str, str]) -> float | datetime | None:
+    """When the headers say to come back; None: they don't, or not in a way that makes sense."""
+    after = retry_after(headers)
+    if after is None:
         return None
-    if moment.utcoffset() is None:  # "-0000"
-        moment = moment.replace(tzinfo=UTC)
-    return moment if (moment - datetime.now(UTC)).total_seconds() <= LONGEST else None
+    now = datetime.now(UTC)
+    seconds = (after - now).total_seconds() if isinstance(after, datetime) else after
+    return after if seconds <= LONGEST else now + timedelta(seconds=LONGEST)
