@@ -552,7 +552,18 @@ class Oracle:
     # ---- what changes from outside ----------------------------------------------------------
 
     def set_wall_offset(self, offset: float, now: float) -> None:
+        first = self.offset is None
         self.offset = offset
+        for order in self.orders:
+            if order.uses_wall_time:
+                order.set_wall_offset(offset, now)
+        for task, entry in self.entries.items():
+            if first and entry.state in ("held", "waiting"):
+                ranks = [
+                    order.rank(task, now) if order.uses_wall_time else rank
+                    for order, rank in zip(self.orders, entry.rank, strict=True)
+                ]
+                self.rerank(task, tuple(ranks), now)
 
     def policy_changed(self, policy: Role, key: Hashable) -> None:
         if isinstance(policy, GroupOrder):

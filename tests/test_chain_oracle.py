@@ -45,6 +45,7 @@ from async_task_manager.strategies.base import (
 from async_task_manager.strategies.chain import Chain
 from async_task_manager.strategies.circuit_breaker import CircuitBreakerStrategy
 from async_task_manager.strategies.concurrent_limit import ConcurrentLimitStrategy
+from async_task_manager.strategies.deadline import DeadlineStrategy
 from async_task_manager.strategies.delayed import DelayedStrategy
 from async_task_manager.strategies.fair_share import FairShareStrategy
 from async_task_manager.strategies.fixed_window import FixedWindowStrategy
@@ -277,7 +278,13 @@ def stages(rng: random.Random) -> list[BaseStrategy]:
         if kind < 0.52:
             found.append(limit(rng))
         elif kind < 0.63:
-            found.append(PriorityQueueStrategy(aging=rng.choice([None, None, 0.5, 2])))
+            aging = rng.choice([None, None, 0.5, 2])
+            due = rng.choice([None, "valid_after"])
+            found.append(
+                PriorityQueueStrategy(aging=aging)
+                if rng.random() < 0.7
+                else DeadlineStrategy(key=due)
+            )
         elif kind < 0.7:
             found.append(TimeBasedStrategy())
         elif kind < 0.83:

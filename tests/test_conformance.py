@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable, Hashable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from async_task_manager.strategies import (
     CircuitBreakerStrategy,
     ConcurrentLimitStrategy,
     CooldownStrategy,
+    DeadlineStrategy,
     DelayedStrategy,
     FairShareStrategy,
     FixedWindowStrategy,
@@ -66,6 +68,8 @@ STRATEGIES: list[Callable[[], BaseStrategy]] = [
     lambda: ConcurrentLimitStrategy(2),
     lambda: ConcurrentLimitStrategy(3, key="user", cost="tokens", default_cost=1),
     lambda: CooldownStrategy(key="user"),
+    DeadlineStrategy,
+    lambda: DeadlineStrategy(key="due"),
     lambda: DelayedStrategy(0.5),
     lambda: DelayedStrategy(0.5, key="user", measure_from="start"),
     lambda: FairShareStrategy(key="user", levels=(0, 1, 3), weights={"a": 2}, guaranteed=1),
@@ -111,6 +115,7 @@ def some_metadata(i: int) -> dict[str, Any]:
     return {
         "priority": ("low", "normal", "high")[i % 3],
         "user": "ab"[i % 2],
+        "due": timedelta(seconds=100 - i) if i % 3 else None,
         "cost": {"tokens": 1 + i % 3},
     }
 

@@ -722,12 +722,21 @@ class Chain(BaseStrategy):
 
     def set_wall_offset(self, offset: float, now: float) -> None:
         """Wall time is chain time plus ``offset``, from now on: at the start and after steps."""
+        first = self._offset is None
         self._offset = offset
         self.now = max(self.now, now)
         for policy in tuple(self._bound.values()):
             if policy.uses_wall_time:
                 policy.set_wall_offset(offset, now)
                 self.policy_changed(policy, ALL)
+        if first and any(order.uses_wall_time for order in self.orders):
+            # Of what was added before the start, nobody could tell how late that is.
+            for task in self.tasks():
+                ranks = [
+                    order.rank(task, now) if order.uses_wall_time else rank
+                    for order, rank in zip(self.orders, self.ranks(task), strict=True)
+                ]
+                self.rerank(task, tuple(ranks), now)
 
     @property
     def watches_wall_time(self) -> bool:
