@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
 from math import inf
 
-__all__ = ["Quota", "dated", "parse_retry_after", "quotas", "retry_after"]
+__all__ = ["Quota", "date_of", "dated", "parse_retry_after", "quotas", "retry_after"]
 
 UNITS = {"req": "requests", "request": "requests", "token": "tokens"}
 """Other names of the two that everybody has."""
@@ -104,6 +104,11 @@ def quotas(headers: Mapping[str, str]) -> list[Quota]:
         for quota in found
     ]
     return found + list(_structured(given.get("ratelimit", ""), dict(policies)))
+
+
+def date_of(headers: Mapping[str, str]) -> datetime | None:
+    """When the response was made, by the server's clock; None: it doesn't say."""
+    return _http_date(_lowered(headers).get("date", ""))
 
 
 def dated(headers: Mapping[str, str], wall: float) -> Mapping[str, str]:

@@ -85,7 +85,7 @@ class Entry:
     opens_wall: float = -inf
     closes: list[tuple[float, type[Exception]]] = field(default_factory=list)
     state: str = "held"
-    grants: list[tuple[Limit, Any]] = field(default_factory=list)
+    grants: list[tuple[Limit, Any, Hashable]] = field(default_factory=list)
     taken: list[tuple[Router, Branch]] = field(default_factory=list)
     provider: str | None = None
 
@@ -120,14 +120,19 @@ class Oracle:
         self.arrivals = 0
         self.listen()
 
-    def listen(self) -> None:
+    def policies(self) -> Iterator[Role]:
         for stage in self.stages:
             assert isinstance(stage, Role)
-            stage._home = _Home(self)
+            yield stage
             if isinstance(stage, Router):
                 for branch in stage.all_branches(None):
-                    for limit in branch.limits:
-                        limit._home = _Home(self)
+                    yield from branch.limits
+
+    def listen(self) -> None:
+        for policy in self.policies():
+            if policy._home is None and self.offset is not None:
+                policy.set_wall_offset(self.offset, self.now)
+            policy._home = _Home(self)
 
     # ---- intake -----------------------------------------------------------------------------
 
@@ -442,13 +447,14 @@ class Oracle:
         for i, (gate, found) in enumerate(zip(self.gates, way, strict=True)):
             if isinstance(gate, Limit):
                 grant = gate.acquire(*self.terms((i, head.keys[i]), head), now)
-                head.grants.append((gate, grant))
+                head.grants.append((gate, grant, head.keys[i]))
             else:
                 assert found is not None
                 branch, others = found
                 for j, limit in enumerate(branch.limits):
                     node = (i, branch, j, head.keys[i][1][branch][j])
-                    head.grants.append((limit, limit.acquire(*self.terms(node, head), now)))
+                    grant = limit.acquire(*self.terms(node, head), now)
+                    head.grants.append((limit, grant, node[3]))
                 gate.took(branch, others, now)
                 head.taken.append((gate, branch))
                 head.provider = branch.name
@@ -484,13 +490,13 @@ class Oracle:
 
     def begun(self, task: Task[Any], now: float) -> None:
         self.now = now
-        for limit, grant in self.entries[task].grants:
+        for limit, grant, _ in self.entries[task].grants:
             limit.started(grant, now)
 
     def finish(self, task: Task[Any], outcome: Outcome, now: float) -> bool:
         self.now = now
         entry = self.entries[task]
-        for limit, grant in entry.grants:
+        for limit, grant, _ in entry.grants:
             limit.release(grant, outcome, now)
         entry.grants = []
         run = task._progress()  # where the strategies look
@@ -524,10 +530,15 @@ class Oracle:
     def settle(self, task: Task[Any], actual: dict[str, float], now: float) -> None:
         self.now = now
         entry = self.entries[task]
-        for limit, grant in entry.grants:
+        for limit, grant, _ in entry.grants:
             if isinstance(limit.cost, str) and limit.cost in actual:
                 limit.settle(grant, actual[limit.cost], now)
         self.regroup(entry.groups, now)
+
+    def observe(self, task: Task[Any], sample: Any, now: float) -> None:
+        self.now = now
+        for limit, grant, key in self.entries[task].grants:
+            limit.observe(sample, now, key, grant)
 
     def cancel(self, task: Task[Any], now: float) -> None:
         self.now = now
@@ -554,9 +565,10 @@ class Oracle:
     def set_wall_offset(self, offset: float, now: float) -> None:
         first = self.offset is None
         self.offset = offset
-        for order in self.orders:
-            if order.uses_wall_time:
-                order.set_wall_offset(offset, now)
+        for policy in self.policies():
+            if policy.uses_wall_time:
+                policy.set_wall_offset(offset, now)
+                self.policy_changed(policy, ALL)
         for task, entry in self.entries.items():
             if first and entry.state in ("held", "waiting"):
                 ranks = [

@@ -1425,3 +1425,18 @@ def test_an_interrupt_inside_a_custom_strategy_is_no_error_of_its_own() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         Chain(Interrupted(), ConcurrentLimitStrategy(1)).get_next_task()
+
+
+def test_a_provider_that_comes_later_knows_the_time_by_the_wall_clock() -> None:
+    router = ProviderRouterStrategy([Provider("a", limits=[FixedWindowStrategy(1, 90)])])
+    chain = Chain(router)
+    chain.set_wall_offset(1.2e9 + 40, 0.0)  # the minute ends in twenty seconds
+    first, second, third = add(chain, task(), task(), task())
+    assert drain(chain, 0.0) == [first]
+    router.add(Provider("b", limits=[FixedWindowStrategy(1, "minute", align="clock")]))
+    assert drain(chain, 0.0) == [second]
+    for started in (first, second):
+        chain.begun(started, 0.0)
+    assert drain(chain, 0.0) == []
+    assert chain.next_wake(0.0) == 20.0
+    assert drain(chain, 20.0) == [third]

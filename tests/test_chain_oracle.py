@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count, pairwise
@@ -45,6 +46,7 @@ from async_task_manager.strategies.base import (
 from async_task_manager.strategies.chain import Chain
 from async_task_manager.strategies.circuit_breaker import CircuitBreakerStrategy
 from async_task_manager.strategies.concurrent_limit import ConcurrentLimitStrategy
+from async_task_manager.strategies.cooldown import CooldownStrategy
 from async_task_manager.strategies.deadline import DeadlineStrategy
 from async_task_manager.strategies.delayed import DelayedStrategy
 from async_task_manager.strategies.fair_share import FairShareStrategy
@@ -65,6 +67,7 @@ LIVE: dict[str, list[Any]] = {
     "rate": [0.5, 2],
     "burst": [1, 4],
     "delay_seconds": [0, 0.5, 1],
+    "default_seconds": [0, 2],
     "weights": [{"a": 3}, None],
     "guaranteed": [None, 1],
     "maximum": [None, 1, 2],
@@ -175,7 +178,7 @@ def limit(rng: random.Random) -> Limit:
     cost: Any = rng.choice([None, None, "tokens", 2, 0.5])
     default = rng.choice([1, 1, 1, None]) if cost == "tokens" else None
     kinds = ["concurrent", "concurrent", "sliding", "fixed", "bucket", "delayed"]
-    kind = rng.choice([*kinds, "failfast", "breaker", "adaptive"])
+    kind = rng.choice([*kinds, "failfast", "cooldown", "breaker", "adaptive"])
     if kind == "concurrent":
         slots = rng.choice([1, 2, 2.5, 3, 5])
         return ConcurrentLimitStrategy(slots, key=key, cost=cost, default_cost=default)
@@ -215,6 +218,8 @@ def limit(rng: random.Random) -> Limit:
     if kind == "adaptive":
         algorithm = rng.choice(["gradient", "vegas", "aimd"])
         return AdaptiveStrategy(initial_limit=2, max_limit=5, algorithm=algorithm, key=key)
+    if kind == "cooldown":
+        return CooldownStrategy(key=key, default_seconds=rng.choice([0, GRID, 1]))
     return FailFast(rng.choice([0.5, 1, 2]), key)
 
 
@@ -555,16 +560,8 @@ class Life:
 
     def event(self) -> None:
         """Something from outside happens."""
-        acts = [
-            self.add,
-            self.add,
-            self.add,
-            self.add,
-            self.cancel,
-            self.stop,
-            self.settle,
-            self.rerank,
-        ]
+        acts = [self.add] * 4
+        acts += [self.cancel, self.stop, self.settle, self.observe, self.rerank]
         self.rng.choice([*acts, self.change, self.change])()
 
     def add(self) -> None:
@@ -610,6 +607,22 @@ class Life:
             self.both(
                 lambda world: world.machine.settle(world.tasks[number], dict(actual), self.now)
             )
+
+    def observe(self) -> None:
+        """A response with headers, to something that runs."""
+        rng = self.rng
+        if self.running:
+            number = rng.choice(sorted(self.running))
+            sample = {
+                "Date": format_datetime(datetime.fromtimestamp(int(EPOCH + self.now), UTC), True),
+                "X-RateLimit-Remaining": str(rng.choice([0, 1, 3])),
+                "X-RateLimit-Remaining-Tokens": str(rng.choice([0, 0.5, 4])),
+            }
+            if rng.random() < 0.5:
+                sample["X-RateLimit-Reset"] = str(rng.choice([0, 1, 2, 0.5]))
+            if rng.random() < 0.3:
+                sample["Retry-After"] = str(rng.choice([0, 1, 2, 0.5]))
+            self.both(lambda world: world.machine.observe(world.tasks[number], sample, self.now))
 
     def change(self) -> None:
         """Live changes: of parameters, of providers, of groups, of the wall clock."""

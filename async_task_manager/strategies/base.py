@@ -426,6 +426,15 @@ class Limit(Role):
             )
         return given
 
+    @property
+    def unit(self) -> str | None:
+        """What the limit counts: "requests" where it counts tasks, the name of a unit of cost, or
+        an attribute ``unit`` of a callable ``cost``; None: nobody knows.
+        """
+        if self.cost is None or isinstance(self.cost, int | float):
+            return "requests"
+        return self.cost if isinstance(self.cost, str) else getattr(self.cost, "unit", None)
+
     def check(self, key: Hashable, cost: float) -> None:
         """Raises `TaskTooLarge` where no wait could ever help. Called by ``add_task``."""
 

@@ -768,7 +768,12 @@ class Chain(BaseStrategy):
         """A router has other branches: every waiting task is asked about them anew."""
         dispatch = self.dispatch
         assert isinstance(dispatch, Dispatch)
+        before = self._bound
         self._bind()
+        for number in self._bound.keys() - before.keys():
+            newcomer = self._bound[number]
+            if newcomer.uses_wall_time and self._offset is not None:
+                newcomer.set_wall_offset(self._offset, self.now)
         for task in dispatch.emptied():
             if self.batches is not None and isinstance(task, Batch):
                 self.batches.loosen(task)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from async_task_manager._validate import exact, number, one_of
 from async_task_manager.errors import InvalidType, InvalidValue
+from async_task_manager.strategies._heard import Heard, said_to
 from async_task_manager.strategies._keys import (
     States,
     call,
@@ -33,10 +34,17 @@ if TYPE_CHECKING:
 __all__ = ["FixedWindowStrategy"]
 
 Grant: TypeAlias = "list[Any]"
-"""[window, cost, the window's turn when it was stamped, or None]. A list, because it is made for
-every task, and an object with names takes three times as long."""
+"""[window, cost, the window's turn when it was stamped, or None, what was lost by then], and what
+the server said in answer to it. A list, because it is made for every task, and an object with names
+takes three times as long."""
 
-_UNITS = ("minute", "hour", "day", "month")
+UNHEARD = 4
+"""The length of a grant until an answer is heard."""
+
+SECONDS = {"minute": 60.0, "hour": 3600.0, "day": 86400.0, "month": 2592000.0}
+"""The calendar's windows, and about how long they are."""
+
+_UNITS = tuple(SECONDS)
 
 _MEMORY = 3600.0
 """Seconds for which a key outlives its last window by the clock, should that step back into it."""
@@ -45,7 +53,7 @@ _MEMORY = 3600.0
 class _Window:
     """One key. What is stamped counts until ``mark`` plus the policy's shift; pending, always."""
 
-    __slots__ = ("before", "mark", "pending", "turn", "used", "waiting")
+    __slots__ = ("before", "flying", "heard", "lost", "mark", "pending", "turn", "used", "waiting")
 
     def __init__(self) -> None:
         self.mark = -inf
@@ -59,6 +67,11 @@ class _Window:
         """Acquired, and not started yet: it will count in the window of its first instruction."""
         self.waiting = 0
         """How many are pending; their sum alone would not show tasks of cost 0."""
+        self.flying: Cost = 0
+        """Acquired, and neither ended nor answered: a server may not have counted it yet."""
+        self.lost: Cost = 0
+        """The sum of what ended without an answer: a server may have counted it at any time."""
+        self.heard: Heard | None = None
 
 
 _FRESH = _Window()
@@ -220,10 +233,13 @@ class FixedWindowStrategy(Limit):
         """Now, if the window has room, else its end; inf while what is about to start takes it."""
         window = self._windows.get(key, _FRESH)
         wanted = window.pending + cost
-        if wanted <= self._max:
-            return now if window.used + wanted <= self._max else window.mark + self._shift
-        self.check(key, cost)
-        return inf
+        if wanted > self._max:
+            self.check(key, cost)
+            return inf
+        instant = now if window.used + wanted <= self._max else window.mark + self._shift
+        if window.heard is not None:
+            instant = max(instant, window.heard.ready_at(cost, window.flying, now))
+        return instant
 
     def acquire(self, key: Hashable, cost: Cost, now: float) -> Grant:
         """Takes the cost out of whatever window is current, until the work starts."""
@@ -232,14 +248,15 @@ class FixedWindowStrategy(Limit):
         if window is None:
             window = windows.add(key, _Window())
         window.pending += cost
+        window.flying += cost
         window.waiting += 1
         if windows.ring:
             windows.sweep(self._idle, now)
-        return [window, cost, None]
+        return [window, cost, None, window.lost]
 
     def started(self, grant: Grant, now: float) -> None:
         """The first instruction: the cost counts in the window of this instant."""
-        window, cost, _ = grant
+        window, cost = grant[:2]
         window.pending -= cost
         window.waiting -= 1
         if window.mark + self._shift <= now:
@@ -256,9 +273,11 @@ class FixedWindowStrategy(Limit):
 
     def settle(self, grant: Grant, actual: Cost, now: float) -> None:
         """Corrects what was charged, while its window lasts."""
-        window, cost, turn = grant
+        window, cost, turn = grant[:3]
         more = exact(number("the actual cost", actual, at_least=0)) - cost
         grant[1] += more
+        if len(grant) == UNHEARD:
+            window.flying += more
         if turn is None:
             window.pending += more
         elif turn == window.turn:
@@ -266,16 +285,50 @@ class FixedWindowStrategy(Limit):
 
     def release(self, grant: Grant, outcome: Outcome, now: float) -> None:
         """Refunds work that never started; what started stays counted, however it ended."""
+        if len(grant) == UNHEARD:
+            window = grant[0]
+            window.flying -= grant[1]
+            if outcome.started:
+                window.lost += grant[1]
+                if window.heard is not None:
+                    window.heard.unheard(grant[1])
         if grant[2] is None:
-            window, cost, _ = grant
+            window, cost = grant[:2]
             if outcome.started:
                 self.started(grant, now)
             else:
                 window.pending -= cost
                 window.waiting -= 1
 
+    def observe(self, sample: Any, now: float, key: Hashable = None, grant: Any = None) -> None:
+        """Follows what the headers of a response say about the server's own count.
+
+        Until its reset no more is let go than remains there, less what is under way. Without a
+        reset, that holds until the window ends.
+        """
+        length = SECONDS[self._window] if isinstance(self._window, str) else self._window
+        said = said_to(self, sample, length)
+        if said is None:
+            return
+        window = self._windows.get(key)
+        if window is None:
+            window = self._windows.add(key, _Window())
+        if grant is not None and len(grant) == UNHEARD:
+            grant.append(said)  # the server has counted it
+            grant[0].flying -= grant[1]
+            said.lose(grant[0].lost - grant[3])
+        if window.heard is None:
+            window.heard = Heard()
+        end = window.mark + self._shift
+        if end <= now:
+            end = (self._end_of_window(now) if self._by_clock else now) + self._shift
+        window.heard.take(said, now, end)
+
     def _idle(self, window: _Window, now: float) -> bool:
-        return not window.waiting and window.mark + self._shift + self._memory <= now
+        # What flies longer than the window was counted by the server in an earlier one.
+        if window.waiting or window.mark + self._shift + self._memory > now:
+            return False
+        return window.heard is None or window.heard.over(now)
 
     def _end_of_window(self, now: float) -> float:
         """Wall time of the end of the clock's window that is current at this chain time."""
@@ -289,7 +342,8 @@ class FixedWindowStrategy(Limit):
         window = self._windows.get(key, _FRESH)
         end = window.mark + self._shift
         used = window.used if now < end else 0
-        return Usage(plain(used + window.pending), plain(self._max), end if used else None)
+        own = Usage(plain(used + window.pending), plain(self._max), end if used else None)
+        return own if window.heard is None else window.heard.usage(own, window.flying, now)
 
     def keys(self) -> Iterable[Hashable]:
         """The keys that have state."""
@@ -298,16 +352,23 @@ class FixedWindowStrategy(Limit):
     def dump(self) -> Any:
         """The windows, by key; what has not started is not in it."""
         return [
-            [write_key(key), window.mark, write_cost(window.used)]
+            [
+                write_key(key),
+                window.mark if window.mark > -inf else None,
+                write_cost(window.used),
+                window.heard.dump() if window.heard is not None else None,
+            ]
             for key, window in self._windows.items()
-            if window.used
+            if window.used or window.heard is not None
         ]
 
     def load(self, state: Any) -> None:
         """Takes the windows back."""
-        for key, mark, used in state:
+        for key, mark, used, heard in state:
             window = self._windows.add(read_key(key), _Window())
-            window.mark, window.used = mark, read_cost(used)
+            window.mark = -inf if mark is None else mark
+            window.used = read_cost(used)
+            window.heard = Heard.load(heard) if heard is not None else None
 
     def describe(self) -> str:
         """In words: "at most 500 tasks per day (America/Los_Angeles)"."""

@@ -9,6 +9,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from async_task_manager._validate import exact, number
+from async_task_manager.strategies._heard import Heard, said_to
 from async_task_manager.strategies._keys import (
     States,
     call,
@@ -31,14 +32,29 @@ if TYPE_CHECKING:
 __all__ = ["SlidingWindowStrategy"]
 
 Grant: TypeAlias = "list[Any]"
-"""[log, cost, stamp or None]. A list, because it is made for every task, and an object with names
-takes three times as long."""
+"""[log, cost, stamp or None, what was lost by then], and what the server said in answer to it. A
+list, because it is made for every task, and an object with names takes three times as long."""
+
+UNHEARD = 4
+"""The length of a grant until an answer is heard."""
 
 
 class _Log:
     """One key: the starts of the last window, oldest first, and what is about to start."""
 
-    __slots__ = ("first", "gone", "last", "pending", "stamps", "sums", "total", "waiting")
+    __slots__ = (
+        "first",
+        "flying",
+        "gone",
+        "heard",
+        "last",
+        "lost",
+        "pending",
+        "stamps",
+        "sums",
+        "total",
+        "waiting",
+    )
 
     def __init__(self) -> None:
         self.stamps: list[float] = []
@@ -57,6 +73,11 @@ class _Log:
         """How many are pending."""
         self.last = -inf
         """The latest start."""
+        self.flying: Cost = 0
+        """Acquired, and neither ended nor answered: a server may not have counted it yet."""
+        self.lost: Cost = 0
+        """The sum of what ended without an answer: a server may have counted it at any time."""
+        self.heard: Heard | None = None
 
     def prune(self, span: float, now: float) -> None:
         """Lets go of what has expired: amortised O(1) per entry."""
@@ -205,6 +226,8 @@ class SlidingWindowStrategy(Limit):
             return inf
         if self._min_interval:
             instant = inf if log.waiting else max(instant, log.last + self._min_interval)
+        if log.heard is not None:
+            instant = max(instant, log.heard.ready_at(cost, log.flying, now))
         return instant
 
     def acquire(self, key: Hashable, cost: Cost, now: float) -> Grant:
@@ -216,14 +239,15 @@ class SlidingWindowStrategy(Limit):
         elif log.stamps and log.stamps[log.first] + self._span <= now:
             log.prune(self._span, now)
         log.pending += cost
+        log.flying += cost
         log.waiting += 1
         if logs.ring:
             logs.sweep(self._idle, now)
-        return [log, cost, None]
+        return [log, cost, None, log.lost]
 
     def started(self, grant: Grant, now: float) -> None:
         """The first instruction: from this instant on, it counts for the length of the window."""
-        log, cost, _ = grant
+        log, cost = grant[:2]
         log.pending -= cost
         log.waiting -= 1
         log.last = grant[2] = now
@@ -237,9 +261,11 @@ class SlidingWindowStrategy(Limit):
 
     def settle(self, grant: Grant, actual: Cost, now: float) -> None:
         """Corrects what was charged, up or down, at the instant at which it was entered."""
-        log, cost, stamp = grant
+        log, cost, stamp = grant[:3]
         more = exact(number("the actual cost", actual, at_least=0)) - cost
         grant[1] += more
+        if len(grant) == UNHEARD:
+            log.flying += more
         if stamp is None:
             log.pending += more
         elif more and stamp + self._span > now:
@@ -247,16 +273,46 @@ class SlidingWindowStrategy(Limit):
 
     def release(self, grant: Grant, outcome: Outcome, now: float) -> None:
         """Refunds work that never started; what started stays counted, however it ended."""
+        if len(grant) == UNHEARD:
+            log = grant[0]
+            log.flying -= grant[1]
+            if outcome.started:
+                log.lost += grant[1]
+                if log.heard is not None:
+                    log.heard.unheard(grant[1])
         if grant[2] is None:
-            log, cost, _ = grant
+            log, cost = grant[:2]
             if outcome.started:
                 self.started(grant, now)
             else:
                 log.pending -= cost
                 log.waiting -= 1
 
+    def observe(self, sample: Any, now: float, key: Hashable = None, grant: Any = None) -> None:
+        """Follows what the headers of a response say about the server's own count.
+
+        Until its reset no more is let go than remains there, less what is under way. Without a
+        reset, that holds for one window.
+        """
+        said = said_to(self, sample, self._window)
+        if said is None:
+            return
+        log = self._logs.get(key)
+        if log is None:
+            log = self._logs.add(key, _Log())
+        if grant is not None and len(grant) == UNHEARD:
+            grant.append(said)  # the server has counted it
+            grant[0].flying -= grant[1]
+            said.lose(grant[0].lost - grant[3])
+        if log.heard is None:
+            log.heard = Heard()
+        log.heard.take(said, now, now + self._span)
+
     def _idle(self, log: _Log, now: float) -> bool:
-        return not log.waiting and log.last + max(self._span, self._min_interval) <= now
+        # What flies longer than the window was counted by the server in an earlier one.
+        if log.waiting or log.last + max(self._span, self._min_interval) > now:
+            return False
+        return log.heard is None or log.heard.over(now)
 
     def usage(self, key: Hashable, now: float) -> Usage:
         """What counts in the window that ends now, and when the first of it expires."""
@@ -265,7 +321,8 @@ class SlidingWindowStrategy(Limit):
         i = bisect_right(log.stamps, now, log.first, key=lambda stamp: stamp + span)
         live = log.total - (log.sums[i - 1] if i > log.first else log.gone)
         frees_at = log.stamps[i] + span if i < len(log.stamps) else None
-        return Usage(plain(live + log.pending), plain(self._max), frees_at)
+        own = Usage(plain(live + log.pending), plain(self._max), frees_at)
+        return own if log.heard is None else log.heard.usage(own, log.flying, now)
 
     def keys(self) -> Iterable[Hashable]:
         """The keys that have state."""
@@ -276,21 +333,23 @@ class SlidingWindowStrategy(Limit):
         return [
             [
                 write_key(key),
-                log.last,
+                log.last if log.last > -inf else None,
                 [
                     [stamp, write_cost(log.sums[i] - (log.sums[i - 1] if i else 0))]
                     for i, stamp in enumerate(log.stamps)
                 ],
+                log.heard.dump() if log.heard is not None else None,
             ]
             for key, log in self._logs.items()
-            if log.last > -inf
+            if log.last > -inf or log.heard is not None
         ]
 
     def load(self, state: Any) -> None:
         """Takes the starts back."""
-        for key, last, entries in state:
+        for key, last, entries, heard in state:
             log = self._logs.add(read_key(key), _Log())
-            log.last = last
+            log.last = -inf if last is None else last
+            log.heard = Heard.load(heard) if heard is not None else None
             log.stamps = [stamp for stamp, _ in entries]
             log.sums = list(accumulate(read_cost(cost) for _, cost in entries))
             log.total = log.sums[-1] if entries else 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
+from math import inf
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from async_task_manager._validate import exact, number
+from async_task_manager.strategies._heard import said_to
 from async_task_manager.strategies._keys import (
     States,
     call,
@@ -27,8 +29,12 @@ if TYPE_CHECKING:
 __all__ = ["TokenBucketStrategy"]
 
 Grant: TypeAlias = "list[Any]"
-"""[key, bucket, cost, all that was charged by then]. A list, because it is made for every task, and
-an object with names takes three times as long."""
+"""[key, bucket, cost, all that was charged by then, the bucket's turn, what was lost by then], and
+what the server said in answer to it. A list, because it is made for every task, and an object with
+names takes three times as long."""
+
+UNHEARD = 6
+"""The length of a grant until an answer is heard."""
 
 
 class _Bucket:
@@ -38,12 +44,19 @@ class _Bucket:
     until a full bucket refused the last task of a burst.
     """
 
-    __slots__ = ("refunded", "since", "spent")
+    __slots__ = ("flying", "lost", "not_before", "refunded", "since", "spent", "turn")
 
     def __init__(self, since: float, spent: Cost = 0) -> None:
         self.since = since
         self.spent = spent
         self.refunded: Cost = 0
+        self.turn = 0
+        """How often it was full, and began anew: nothing charged before can come back."""
+        self.flying: Cost = 0
+        """Acquired, and neither ended nor answered: a server may not have counted it yet."""
+        self.lost: Cost = 0
+        """The sum of what ended without an answer: a server may have counted it at any time."""
+        self.not_before = -inf
 
 
 class TokenBucketStrategy(Limit):
@@ -89,6 +102,8 @@ class TokenBucketStrategy(Limit):
         self._catch_up = plain(number("catch_up", catch_up, at_least=0))
         self._now = 0.0
         self._buckets: States[_Bucket] = States()
+        self._hears = False
+        """A server told of its own count: what is under way keeps its key."""
 
     # ---- live change ------------------------------------------------------------------------
 
@@ -140,19 +155,23 @@ class TokenBucketStrategy(Limit):
         bucket = self._buckets.get(key)
         if bucket is None:
             return now
-        return bucket.since + (bucket.spent + cost - self._burst) / self._rate
+        instant = bucket.since + (bucket.spent + cost - self._burst) / self._rate
+        return instant if instant > bucket.not_before else bucket.not_before
 
     def acquire(self, key: Hashable, cost: Cost, now: float) -> Grant:
         """Takes the cost out of the bucket."""
         bucket = self._charge(key, cost, now)
+        bucket.flying += cost
         if self._buckets.ring:
             self._buckets.sweep(self._idle, now)
-        return [key, bucket, cost, bucket.spent + bucket.refunded]
+        return [key, bucket, cost, bucket.spent + bucket.refunded, bucket.turn, bucket.lost]
 
     def settle(self, grant: Grant, actual: Cost, now: float) -> None:
         """Charges what was used in excess, or refunds what was not, as far as `release` would."""
-        key, _, cost, _ = grant
+        key, bucket, cost = grant[:3]
         actual = exact(number("the actual cost", actual, at_least=0))
+        if len(grant) == UNHEARD:
+            bucket.flying += actual - cost
         if actual > cost:
             self._charge(key, actual - cost, now)
         else:
@@ -161,8 +180,32 @@ class TokenBucketStrategy(Limit):
 
     def release(self, grant: Grant, outcome: Outcome, now: float) -> None:
         """Refunds work that never started, as far as the bucket has not refilled since."""
+        if len(grant) == UNHEARD:
+            grant[1].flying -= grant[2]
+            if outcome.started_at is not None:
+                grant[1].lost += grant[2]
         if outcome.started_at is None:
             self._refund(grant, grant[2], now)
+
+    def observe(self, sample: Any, now: float, key: Hashable = None, grant: Any = None) -> None:
+        """Follows what the headers of a response say about the server's own bucket.
+
+        Less remains there than here, with what is under way: so it does here from now on. A
+        reset changes nothing, since it is told of a bucket when it will be full.
+        """
+        said = said_to(self, sample)
+        if said is None:
+            return
+        if grant is not None and len(grant) == UNHEARD:
+            grant.append(said)  # the server has counted it
+            grant[1].flying -= grant[2]
+            said.lose(grant[1].lost - grant[5])
+        self._hears = True
+        bucket = self._charge(key, 0, now)
+        bucket.not_before = max(bucket.not_before, now + said.after)
+        if said.remaining is not None:
+            owed = bucket.spent - exact(max(0.0, now - bucket.since) * self._rate)
+            bucket.spent += max(0, self._burst - said.remaining + bucket.flying - owed)
 
     def _charge(self, key: Hashable, cost: Cost, now: float) -> _Bucket:
         self._now = now
@@ -170,7 +213,9 @@ class TokenBucketStrategy(Limit):
         if bucket is None:
             bucket = self._buckets.add(key, _Bucket(now))
         elif bucket.since + bucket.spent / self._rate < now - self._catch_up:
-            bucket = self._buckets[key] = _Bucket(now)  # nothing charged before can come back
+            bucket.since = now
+            bucket.spent = bucket.refunded = 0
+            bucket.turn += 1
         bucket.spent += cost
         return bucket
 
@@ -181,7 +226,9 @@ class TokenBucketStrategy(Limit):
         refund it all the same, on top of what was charged since, would admit more than the burst
         and the rate allow. So would refunds that each count the same debt.
         """
-        _, bucket, _, charged = grant
+        _, bucket, _, charged, turn = grant[:5]
+        if turn != bucket.turn:
+            return
         self._now = now
         owed = charged - bucket.refunded - (now - bucket.since) * self._rate
         if owed > 0:
@@ -190,12 +237,16 @@ class TokenBucketStrategy(Limit):
             bucket.refunded += refund
 
     def _idle(self, bucket: _Bucket, now: float) -> bool:
+        if self._hears and (bucket.flying or bucket.not_before > now):
+            return False
         return bucket.since + bucket.spent / self._rate < now - self._catch_up
 
     def usage(self, key: Hashable, now: float) -> Usage:
         """What the bucket lacks, and when it is full again."""
         bucket = self._buckets.get(key)
         full = now if bucket is None else bucket.since + bucket.spent / self._rate
+        if bucket is not None and bucket.not_before > now:
+            return Usage(plain(self._burst), plain(self._burst), max(full, bucket.not_before))
         if bucket is None or full <= now:
             return Usage(0, plain(self._burst))
         return Usage((full - now) * self._rate, plain(self._burst), full)
@@ -207,14 +258,21 @@ class TokenBucketStrategy(Limit):
     def dump(self) -> Any:
         """The buckets, by key."""
         return [
-            [write_key(key), bucket.since, write_cost(bucket.spent)]
+            [
+                write_key(key),
+                bucket.since,
+                write_cost(bucket.spent),
+                bucket.not_before if bucket.not_before > -inf else None,
+            ]
             for key, bucket in self._buckets.items()
         ]
 
     def load(self, state: Any) -> None:
         """Takes the buckets back."""
-        for key, since, spent in state:
-            self._buckets.add(read_key(key), _Bucket(since, read_cost(spent)))
+        for key, since, spent, not_before in state:
+            bucket = self._buckets.add(read_key(key), _Bucket(since, read_cost(spent)))
+            bucket.not_before = -inf if not_before is None else not_before
+            self._hears = self._hears or not_before is not None
 
     def describe(self) -> str:
         """In words: "at most 10 tasks per second, 20 at once"."""
