@@ -39,6 +39,7 @@ from async_task_manager.strategies.chain import Chain
 from async_task_manager.strategies.circuit_breaker import CircuitBreakerStrategy
 from async_task_manager.strategies.concurrent_limit import ConcurrentLimitStrategy
 from async_task_manager.strategies.cooldown import CooldownStrategy
+from async_task_manager.strategies.cost_estimator import CostEstimator
 from async_task_manager.strategies.deadline import DeadlineStrategy
 from async_task_manager.strategies.delayed import DelayedStrategy
 from async_task_manager.strategies.fair_share import FairShareStrategy
@@ -65,6 +66,7 @@ __all__ = [
     "Collector",
     "ConcurrentLimitStrategy",
     "CooldownStrategy",
+    "CostEstimator",
     "DeadlineStrategy",
     "DelayedStrategy",
     "FairShareStrategy",

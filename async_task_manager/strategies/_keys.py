@@ -20,6 +20,7 @@ __all__ = [
     "read_cost",
     "read_key",
     "shown",
+    "shown_value",
     "span_words",
     "too_large",
     "words",
@@ -98,7 +99,9 @@ def plain(cost: Cost) -> float:
 
 def words(limit: Limit, amount: Cost, one: str = "task") -> str:
     """The amount in the limit's own unit: "5 tasks", "6000 tokens"; ``one``: what is counted."""
-    unit = limit.cost if isinstance(limit.cost, str) else one if limit.cost is None else "unit"
+    cost = limit.cost
+    unit = cost if isinstance(cost, str) else getattr(cost, "unit", None)  # a cost that learns
+    unit = unit or (one if cost is None else "unit")
     return f"{plain(amount)} {unit}{'' if amount == 1 or unit.endswith('s') else 's'}"
 
 
@@ -123,11 +126,13 @@ def call(limit: Limit, *arguments: object, **options: object) -> str:
     """The constructor call that makes such a limit; options that are None are left out."""
     options |= {"key": limit.key, "cost": limit.cost, "default_cost": limit.default_cost}
     given = [repr(argument) for argument in arguments]
-    given += [f"{name}={_shown(value)}" for name, value in options.items() if value is not None]
+    given += [
+        f"{name}={shown_value(value)}" for name, value in options.items() if value is not None
+    ]
     return f"{type(limit).__name__}({', '.join(given)})"
 
 
-def _shown(value: object) -> str:
+def shown_value(value: object) -> str:
     """As in the source: a function by its name, since nobody wrote its address."""
     return str(getattr(value, "__qualname__", repr(value)))
 

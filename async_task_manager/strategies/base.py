@@ -259,8 +259,10 @@ class Role(BaseStrategy):
         memo[id(self)] = twin
         for name, value in _state_of(self):
             if name not in ("_home", "_private"):
-                # Callables are shared: what they belong to is the caller's, not ours to copy.
-                copied = value if callable(value) else copy.deepcopy(value, memo)
+                # Callables are shared: what they belong to is the caller's, not ours to copy. Some
+                # say themselves how they are copied: a cost that learns.
+                shared = callable(value) and not hasattr(value, "__deepcopy__")
+                copied = value if shared else copy.deepcopy(value, memo)
                 object.__setattr__(twin, name, copied)
         return twin
 

@@ -50,6 +50,7 @@ from async_task_manager.strategies.base import (
     WallTime,
     _Home,
 )
+from async_task_manager.strategies.cost_estimator import CostEstimator
 from async_task_manager.task import Host, Options, Outcome, Task, TaskState, arrivals
 
 if TYPE_CHECKING:
@@ -644,14 +645,23 @@ class Chain(BaseStrategy):
         """The actual cost of a running task is known: a number, or a dict of units."""
         self.now = now
 
+        learning: dict[int, tuple[CostEstimator, Any]] = {}
+
         def actual_of(limit: Limit) -> Any:
-            if limit.cost is None or isinstance(limit.cost, int | float):
+            cost = limit.cost
+            if cost is None or isinstance(cost, int | float):
                 return None  # it counts tasks
+            value = actual
             if isinstance(actual, dict):
-                return actual.get(limit.cost) if isinstance(limit.cost, str) else None
-            return actual
+                unit = cost.unit if isinstance(cost, CostEstimator) else cost
+                value = actual.get(unit) if isinstance(unit, str) else None
+            if value is not None and isinstance(cost, CostEstimator):
+                learning[id(cost)] = cost, value
+            return value
 
         self.dispatch.settle(task, actual_of, now)
+        for estimator, value in learning.values():
+            estimator.settled(task, value)
 
     def observe(self, task: Task[Any], sample: Any, now: float) -> None:
         """A running task was told something, such as the headers of a response: whatever limits it
