@@ -401,6 +401,23 @@ async def test_what_failed_too_often_is_given_up_with_its_reason(backend: Backen
     assert await queue.dead_letters() == []
 
 
+async def test_each_of_a_batch_has_its_delay_and_reason(backend: Backend) -> None:
+    queue = backend.queue
+    await send(queue, 0, 1)
+    for _ in range(2):
+        batch = sorted(await queue.receive(), key=lambda message: int(message.body))
+        assert await queue.release(batch, [0, 0], reason=["zero", "one"]) == [None, None]
+    letters = await queue.dead_letters()
+    assert sorted((letter.body, letter.reason) for letter in letters) == [
+        ("0", "zero"),
+        ("1", "one"),
+    ]
+    await send(queue, "later", "now")
+    later, now = sorted(await queue.receive(), key=lambda message: str(message.body))
+    assert await queue.release([later, now], [60, 0]) == [None, None]
+    assert await bodies(queue) == ["now"]
+
+
 async def test_a_release_without_a_reason_still_says_why(backend: Backend) -> None:
     queue = backend.queue
     await send(queue, "a")
@@ -494,6 +511,10 @@ async def test_bad_arguments(backend: Backend) -> None:
         await queue.extend([], float("nan"))
     with pytest.raises(InvalidValue, match="delay"):
         await queue.release([], -1)
+    with pytest.raises(InvalidValue, match="delay must be one, or 0, not 2"):
+        await queue.release([], [1, 2])
+    with pytest.raises(InvalidValue, match="reason must be one, or 0, not 1"):
+        await queue.dead_letter([], ["why"])
     with pytest.raises(InvalidValue, match="limit"):
         await queue.dead_letters(0)
 

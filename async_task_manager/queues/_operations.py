@@ -191,9 +191,8 @@ def _held(cursor: sqlite3.Cursor) -> Exception | None:
 class Release(NamedTuple):
     """How messages are given back."""
 
-    receipts: list[Receipt]
-    delay: float
-    reason: str
+    items: list[tuple[Receipt, float, str]]
+    """Each with its delay and the reason."""
     counted: bool
     max_receives: int
 
@@ -201,16 +200,17 @@ class Release(NamedTuple):
 def release(connection: sqlite3.Connection, releases: list[Release]) -> list[Results]:
     """Those whose lease is held are ready, at once or later; what failed too often is dead."""
     now = now_of(connection)
-    return [
-        [_release(connection, now, receipt, given) for receipt in given.receipts]
-        for given in releases
-    ]
+    return [[_release(connection, now, item, given) for item in given.items] for given in releases]
 
 
 def _release(
-    connection: sqlite3.Connection, now: float, receipt: Receipt, given: Release
+    connection: sqlite3.Connection,
+    now: float,
+    item: tuple[Receipt, float, str],
+    given: Release,
 ) -> Exception | None:
-    due = now + given.delay if given.delay else None
+    receipt, delay, reason = item
+    due = now + delay if delay else None
     if not given.counted:
         return _held(
             connection.execute(
@@ -222,21 +222,24 @@ def _release(
     row = connection.execute(
         "UPDATE message SET state = ?, due = ?, token = token + 1, reason = ? "
         "WHERE seq = ? AND token = ? RETURNING receives",
-        (DELAYED if due else READY, due, given.reason, *receipt),
+        (DELAYED if due else READY, due, reason, *receipt),
     ).fetchone()
     if row is None:
         return lost()
     if row[0] >= given.max_receives:
-        _bury(connection, now, receipt[0], given.reason or f"failed {row[0]} times")
+        _bury(connection, now, receipt[0], reason or f"failed {row[0]} times")
     return None
 
 
-def bury(connection: sqlite3.Connection, batches: list[tuple[list[Receipt], str]]) -> list[Results]:
-    """Those whose lease is held are dead letters, with the reason."""
+def bury(connection: sqlite3.Connection, batches: list[list[tuple[Receipt, str]]]) -> list[Results]:
+    """Those whose lease is held are dead letters, each with its reason."""
     now = now_of(connection)
     return [
-        [None if _bury(connection, now, seq, reason, token) else lost() for seq, token in receipts]
-        for receipts, reason in batches
+        [
+            None if _bury(connection, now, seq, reason, token) else lost()
+            for (seq, token), reason in batch
+        ]
+        for batch in batches
     ]
 
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from async_task_manager._validate import number
+from async_task_manager.errors import InvalidValue
+
 if TYPE_CHECKING:
     from typing import Self
 
@@ -72,6 +75,24 @@ class Depth:
     """Dead letters."""
 
 
+def delays(batch: Sequence[Message], delay: float | Sequence[float]) -> list[float]:
+    """One for each message, checked."""
+    if not isinstance(delay, Sequence):
+        return [number("delay", delay, at_least=0)] * len(batch)
+    if len(delay) != len(batch):
+        raise InvalidValue(f"delay must be one, or {len(batch)}, not {len(delay)}")
+    return [number("delay", one, at_least=0) for one in delay]
+
+
+def reasons(batch: Sequence[Message], reason: str | Sequence[str]) -> list[str]:
+    """One for each message, checked."""
+    if isinstance(reason, str):
+        return [reason] * len(batch)
+    if len(reason) != len(batch):
+        raise InvalidValue(f"reason must be one, or {len(batch)}, not {len(reason)}")
+    return list(reason)
+
+
 class MessageQueue(ABC):
     """Messages at least once: received, it is leased, and comes again unless it is acknowledged.
 
@@ -133,25 +154,27 @@ class MessageQueue(ABC):
     async def release(
         self,
         batch: Sequence[Message],
-        delay: float = 0.0,
+        delay: float | Sequence[float] = 0.0,
         *,
-        reason: str = "",
+        reason: str | Sequence[str] = "",
         counted: bool = True,
     ) -> list[Exception | None]:
         """Gives them back, to be received again in ``delay`` seconds.
 
         Args:
             batch: Received messages.
-            delay: Seconds, at least 0.
-            reason: What went wrong, for the dead letter that may come of it: a message that
-                was received ``max_receives`` times becomes one.
+            delay: Seconds, at least 0; or one for each.
+            reason: What went wrong, or one for each, for the dead letter that may come of it: a
+                message that was received ``max_receives`` times becomes one.
             counted: False: they were not looked at, and this receive shall not count (on SQS it
                 does).
         """
 
     @abstractmethod
-    async def dead_letter(self, batch: Sequence[Message], reason: str) -> list[Exception | None]:
-        """Gives them up for good, and keeps them as dead letters."""
+    async def dead_letter(
+        self, batch: Sequence[Message], reason: str | Sequence[str]
+    ) -> list[Exception | None]:
+        """Gives them up for good, and keeps them as dead letters, with one reason or one each."""
 
     @abstractmethod
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:

@@ -14,7 +14,14 @@ from typing import Any
 from async_task_manager._validate import number, whole
 from async_task_manager.errors import InvalidState, LeaseLost
 from async_task_manager.queues._drafts import DEDUPLICATION_SECONDS, Draft, decoded
-from async_task_manager.queues.base import DeadLetter, Depth, Message, MessageQueue
+from async_task_manager.queues.base import (
+    DeadLetter,
+    Depth,
+    Message,
+    MessageQueue,
+    delays,
+    reasons,
+)
 
 __all__ = ["MemoryQueue"]
 
@@ -170,14 +177,14 @@ class MemoryQueue(MessageQueue):
 
     async def acknowledge(self, batch: Sequence[Message]) -> list[Exception | None]:
         """See `MessageQueue.acknowledge`."""
-        return self._each(batch, self._remove)
+        return self._each(batch, lambda entry, _: self._remove(entry))
 
     async def extend(self, batch: Sequence[Message], seconds: float) -> list[Exception | None]:
         """See `MessageQueue.extend`."""
         number("seconds", seconds, at_least=0)
         due = self._now() + seconds
 
-        def extend(entry: _Entry) -> None:
+        def extend(entry: _Entry, _: None) -> None:
             entry.due, entry.leased = due, True
             self._place(entry)
 
@@ -186,32 +193,35 @@ class MemoryQueue(MessageQueue):
     async def release(
         self,
         batch: Sequence[Message],
-        delay: float = 0.0,
+        delay: float | Sequence[float] = 0.0,
         *,
-        reason: str = "",
+        reason: str | Sequence[str] = "",
         counted: bool = True,
     ) -> list[Exception | None]:
         """See `MessageQueue.release`."""
-        number("delay", delay, at_least=0)
-        due = self._now() + delay if delay else None
+        now = self._now()
+        given = zip(delays(batch, delay), reasons(batch, reason), strict=True)
 
-        def release(entry: _Entry) -> None:
+        def release(entry: _Entry, how: tuple[float, str]) -> None:
+            seconds, why = how
             if not counted:
                 entry.receives -= 1
             elif entry.receives < self.max_receives:
-                entry.reason = reason
+                entry.reason = why
             else:
-                self._bury(entry, reason or f"failed {entry.receives} times")
+                self._bury(entry, why or f"failed {entry.receives} times")
                 return
             entry.token += 1
-            entry.due, entry.leased = due, False
+            entry.due, entry.leased = now + seconds if seconds else None, False
             self._place(entry)
 
-        return self._each(batch, release)
+        return self._each(batch, release, given)
 
-    async def dead_letter(self, batch: Sequence[Message], reason: str) -> list[Exception | None]:
+    async def dead_letter(
+        self, batch: Sequence[Message], reason: str | Sequence[str]
+    ) -> list[Exception | None]:
         """See `MessageQueue.dead_letter`."""
-        return self._each(batch, lambda entry: self._bury(entry, reason))
+        return self._each(batch, self._bury, reasons(batch, reason))
 
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         """See `MessageQueue.dead_letters`."""
@@ -251,17 +261,22 @@ class MemoryQueue(MessageQueue):
         return asyncio.get_running_loop().time()
 
     def _each(
-        self, batch: Sequence[Message], act: Callable[[_Entry], Any]
+        self,
+        batch: Sequence[Message],
+        act: Callable[[_Entry, Any], None],
+        given: Iterable[Any] | None = None,
     ) -> list[Exception | None]:
         self._promote(self._now())
         results: list[Exception | None] = []
-        for message in batch:
+        for message, how in zip(
+            batch, [None] * len(batch) if given is None else given, strict=True
+        ):
             seq, token = message.receipt
             entry = self._entries.get(seq)
             if entry is None or entry.token != token:
                 results.append(LeaseLost(f"the lease of message {message.id} was lost"))
             else:
-                act(entry)
+                act(entry, how)
                 results.append(None)
         return results
 

@@ -13,7 +13,14 @@ from async_task_manager.errors import SendFailed, StoreError
 from async_task_manager.queues import _operations as operations
 from async_task_manager.queues._drafts import Draft
 from async_task_manager.queues._schema import APPLICATION_ID, SCHEMA
-from async_task_manager.queues.base import DeadLetter, Depth, Message, MessageQueue
+from async_task_manager.queues.base import (
+    DeadLetter,
+    Depth,
+    Message,
+    MessageQueue,
+    delays,
+    reasons,
+)
 
 __all__ = ["SqliteQueue"]
 
@@ -113,9 +120,9 @@ class SqliteQueue(MessageQueue):
         """Whoever received these was cancelled meanwhile: nobody has looked at them."""
         if claiming.cancelled() or claiming.exception() is not None or self._file.closed:
             return
-        receipts = [message.receipt for message in claiming.result().messages]
-        if receipts:
-            given = operations.Release(receipts, 0.0, "", False, self.max_receives)
+        items = [(message.receipt, 0.0, "") for message in claiming.result().messages]
+        if items:
+            given = operations.Release(items, False, self.max_receives)
             self._file.write_together(operations.release, given).add_done_callback(self._given_back)
 
     def _given_back(self, done: asyncio.Future[operations.Results]) -> None:
@@ -135,21 +142,25 @@ class SqliteQueue(MessageQueue):
     async def release(
         self,
         batch: Sequence[Message],
-        delay: float = 0.0,
+        delay: float | Sequence[float] = 0.0,
         *,
-        reason: str = "",
+        reason: str | Sequence[str] = "",
         counted: bool = True,
     ) -> list[Exception | None]:
         """See `MessageQueue.release`."""
-        number("delay", delay, at_least=0)
-        given = operations.Release(_receipts(batch), delay, reason, counted, self.max_receives)
+        seconds, why = delays(batch, delay), reasons(batch, reason)
+        items = list(zip(_receipts(batch), seconds, why, strict=True))
+        given = operations.Release(items, counted, self.max_receives)
         results = await self._file.write_together(operations.release, given)
         self._tell()
         return results
 
-    async def dead_letter(self, batch: Sequence[Message], reason: str) -> list[Exception | None]:
+    async def dead_letter(
+        self, batch: Sequence[Message], reason: str | Sequence[str]
+    ) -> list[Exception | None]:
         """See `MessageQueue.dead_letter`."""
-        return await self._file.write_together(operations.bury, (_receipts(batch), reason))
+        items = list(zip(_receipts(batch), reasons(batch, reason), strict=True))
+        return await self._file.write_together(operations.bury, items)
 
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         """See `MessageQueue.dead_letters`."""

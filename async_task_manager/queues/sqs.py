@@ -24,7 +24,14 @@ from async_task_manager.errors import (
 from async_task_manager.queues._drafts import Draft, Undecodable, decoded
 from async_task_manager.queues._sqs_attributes import SqsAttributes, from_sqs, size_of, to_sqs
 from async_task_manager.queues._sqs_calls import CONFIG, batches, in_batches, told
-from async_task_manager.queues.base import DeadLetter, Depth, Message, MessageQueue
+from async_task_manager.queues.base import (
+    DeadLetter,
+    Depth,
+    Message,
+    MessageQueue,
+    delays,
+    reasons,
+)
 
 try:
     from aiobotocore.session import get_session
@@ -280,40 +287,56 @@ class SqsQueue(MessageQueue):
 
     async def acknowledge(self, batch: Sequence[Message]) -> list[Exception | None]:
         """See `MessageQueue.acknowledge`."""
-        return await self._each("delete_message_batch", batch)
+        entries = [{"ReceiptHandle": message.receipt.handle} for message in batch]
+        return await self._each("delete_message_batch", entries)
 
     async def extend(self, batch: Sequence[Message], seconds: float) -> list[Exception | None]:
         """See `MessageQueue.extend`. SQS lets nobody hold a message for more than 12 hours."""
         number("seconds", seconds, at_least=0, at_most=MAX_VISIBILITY)
-        return await self._show_in(batch, seconds)
+        return await self._show_in(batch, [seconds] * len(batch))
 
     async def release(
         self,
         batch: Sequence[Message],
-        delay: float = 0.0,
+        delay: float | Sequence[float] = 0.0,
         *,
-        reason: str = "",
+        reason: str | Sequence[str] = "",
         counted: bool = True,
     ) -> list[Exception | None]:
         """See `MessageQueue.release`. A delay is cut to 12 hours; SQS counts every receive."""
-        number("delay", delay, at_least=0)
+        given = list(zip(batch, delays(batch, delay), reasons(batch, reason), strict=True))
         spent = [counted and message.receive_count >= self.max_receives for message in batch]
-        dead = [message for message, is_spent in zip(batch, spent, strict=True) if is_spent]
-        back = [message for message, is_spent in zip(batch, spent, strict=True) if not is_spent]
-        graves = [_Grave.for_(m, reason or f"failed {m.receive_count} times") for m in dead]
+        graves, back, seconds = [], [], []
+        for (message, later, why), is_spent in zip(given, spent, strict=True):
+            if is_spent:
+                told = why or f"failed {message.receive_count} times"
+                graves.append(_Grave.for_(message, told))
+            else:
+                back.append(message)
+                seconds.append(min(later, MAX_VISIBILITY))
         buried = iter(await self._bury(graves))
-        given_back = iter(await self._show_in(back, min(delay, MAX_VISIBILITY)))
+        given_back = iter(await self._show_in(back, seconds))
         return [next(buried if is_spent else given_back) for is_spent in spent]
 
-    async def _show_in(self, batch: Sequence[Message], seconds: float) -> list[Exception | None]:
-        change = "change_message_visibility_batch"
-        return await self._each(change, batch, VisibilityTimeout=ceil(seconds))
+    async def _show_in(
+        self, batch: Sequence[Message], seconds: Sequence[float]
+    ) -> list[Exception | None]:
+        return await self._each(
+            "change_message_visibility_batch",
+            [
+                {"ReceiptHandle": message.receipt.handle, "VisibilityTimeout": ceil(one)}
+                for message, one in zip(batch, seconds, strict=True)
+            ],
+        )
 
     # ---- dead letters -----------------------------------------------------------------------
 
-    async def dead_letter(self, batch: Sequence[Message], reason: str) -> list[Exception | None]:
+    async def dead_letter(
+        self, batch: Sequence[Message], reason: str | Sequence[str]
+    ) -> list[Exception | None]:
         """See `MessageQueue.dead_letter`. A crash in between may leave a copy in both queues."""
-        return await self._bury([_Grave.for_(message, reason) for message in batch])
+        why = reasons(batch, reason)
+        return await self._bury([_Grave.for_(*each) for each in zip(batch, why, strict=True)])
 
     async def _bury(self, graves: Sequence[_Grave]) -> list[Exception | None]:
         """A copy with the reason goes to the dead-letter queue, then the message is deleted."""
@@ -391,10 +414,9 @@ class SqsQueue(MessageQueue):
     # ---- calls ------------------------------------------------------------------------------
 
     async def _each(
-        self, operation: str, batch: Sequence[Message], **parameters: Any
+        self, operation: str, entries: Sequence[dict[str, Any]]
     ) -> list[Exception | None]:
         await self.open()
-        entries = [{"ReceiptHandle": message.receipt.handle, **parameters} for message in batch]
         results = await self._in_batches(operation, self._url, entries)
         return [result if isinstance(result, Exception) else None for result in results]
 
