@@ -1,0 +1,5 @@
+"""A worker: messages from a queue through a chain of strategies to a handler."""
+
+from async_task_manager.worker._worker import Worker, WorkerStats
+
+__all__ = ["Worker", "WorkerStats"]

@@ -1,0 +1,97 @@
+"""What became of messages, told to the queue in batches."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from math import inf
+
+from async_task_manager.errors import LeaseLost, StoreError
+from async_task_manager.queues.base import MessageQueue
+from async_task_manager.worker._verdicts import Verdict
+
+__all__ = ["Settling"]
+
+logger = logging.getLogger("async_task_manager.worker")
+
+LAST = 10.0
+"""Seconds for which the queue is tried when the worker ends."""
+LINGER = 0.02
+"""Seconds for which a few verdicts wait for others to go along."""
+BATCH = 10
+"""So many don't wait: a batch of SQS."""
+
+
+class Settling:
+    """Tells the queue verdicts, again where it can't be reached, as long as the leases last.
+
+    Args:
+        queue: Where the messages are from.
+        settled: Called with each verdict, and None or the error, once it is settled.
+    """
+
+    def __init__(
+        self, queue: MessageQueue, settled: Callable[[Verdict, Exception | None], None]
+    ) -> None:
+        self._queue = queue
+        self._settled = settled
+        self._pending: list[Verdict] = []
+        self._came = asyncio.Event()
+        self._last = inf
+
+    def add(self, verdict: Verdict) -> None:
+        """Will be told soon."""
+        verdict.held.settled = True
+        self._pending.append(verdict)
+        self._came.set()
+
+    def hurry(self) -> None:
+        """Waits for others no more, and not for ever for a queue that can't be reached."""
+        self._last = asyncio.get_running_loop().time() + LAST
+
+    async def run(self) -> None:
+        """Tells what comes, until it is cancelled."""
+        while True:
+            await self._came.wait()
+            if len(self._pending) < BATCH and self._last == inf:
+                await asyncio.sleep(LINGER)
+            batch, self._pending = self._pending, []
+            self._came.clear()
+            await asyncio.gather(*(self._tell(kind, batch) for kind in KINDS))
+
+    async def _tell(self, kind: str, batch: list[Verdict]) -> None:
+        left = [verdict for verdict in batch if verdict.kind == kind]
+        pause = 0.1
+        while left:
+            results = await self._ask(kind, left)
+            now = asyncio.get_running_loop().time()
+            again = []
+            for verdict, error in zip(left, results, strict=True):
+                temporary = isinstance(error, StoreError) and not isinstance(error, LeaseLost)
+                if temporary and now + pause < min(verdict.held.until, self._last):
+                    again.append(verdict)
+                else:
+                    self._settled(verdict, error)
+            if again:
+                logger.warning("could not %s %d messages; trying again", kind, len(again))
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 5.0)
+            left = again
+
+    async def _ask(self, kind: str, verdicts: list[Verdict]) -> list[Exception | None]:
+        messages = [verdict.held.message for verdict in verdicts]
+        delays = [verdict.delay for verdict in verdicts]
+        reasons = [verdict.reason for verdict in verdicts]
+        try:
+            if kind == "acknowledge":
+                return await self._queue.acknowledge(messages)
+            if kind == "bury":
+                return await self._queue.dead_letter(messages, reasons)
+            counted = kind == "release"
+            return await self._queue.release(messages, delays, reason=reasons, counted=counted)
+        except StoreError as error:
+            return [error] * len(verdicts)
+
+
+KINDS = ("acknowledge", "release", "return", "bury")

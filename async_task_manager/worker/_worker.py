@@ -1,0 +1,405 @@
+"""The worker: receives what its chain can use soon, and brings each message to an end."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from async_task_manager._validate import number, whole
+from async_task_manager.errors import (
+    InvalidState,
+    InvalidType,
+    StoreCorrupt,
+    StoreError,
+)
+from async_task_manager.manager import TaskManager
+from async_task_manager.queues import Message, MessageQueue, open_queue
+from async_task_manager.strategies import (
+    BaseStrategy,
+    Chain,
+    ConcurrentLimitStrategy,
+    exponential,
+)
+from async_task_manager.task import Task
+from async_task_manager.worker._held import Held, HeldMessages
+from async_task_manager.worker._leases import keep
+from async_task_manager.worker._settling import Settling
+from async_task_manager.worker._verdicts import Verdict, described, is_async, verdict_of
+
+__all__ = ["Worker", "WorkerStats"]
+
+logger = logging.getLogger("async_task_manager.worker")
+
+WAIT = 20.0
+"""Seconds of one long poll."""
+
+Handler = Callable[[Message], Any]
+
+
+@dataclass(slots=True)
+class WorkerStats:
+    """What a worker has done so far, and what it holds."""
+
+    received: int = 0
+    acknowledged: int = 0
+    released: int = 0
+    """Failed, and given back to be handled again."""
+    returned: int = 0
+    """Given back without being looked at."""
+    dead: int = 0
+    """Given up here (what failed ``max_receives`` times the queue gives up)."""
+    lost: int = 0
+    """The lease was another's before the work was done."""
+    held: int = 0
+    waiting: int = 0
+    """Of those held, not begun."""
+
+
+class Worker:
+    """Takes messages from a queue through a strategy to a handler.
+
+    A message is acknowledged when its handler has returned. If the handler raises, the message is
+    given back, to come again after a backoff; after ``max_receives`` of the queue it becomes a dead
+    letter with the error as its reason. `NonRetryable` makes it one at once. `RateLimited`, and
+    what a strategy rejects, comes again without being counted. Leases are renewed while a message
+    waits or runs; if one is lost all the same, its handler is cancelled, and nothing is
+    acknowledged.
+
+    Args:
+        queue: A queue, or its URL; of a URL the worker closes it again.
+        handler: A function of one `Message`; an async one runs in the event loop, any other in a
+            thread. What it returns doesn't matter.
+        strategy: What limits and orders the handling: messages are tasks whose metadata are their
+            attributes.
+        max_held: How many messages are held at most, at least 1: begun, or received ahead.
+        max_held_bytes: No more are received while those held have so many bytes, at least 1.
+        max_threads: Threads for a handler that isn't async, at least 1.
+        backoff: Seconds until a message comes again, from how often it was received.
+        grace: Seconds, at least 0, for what runs to finish after `stop`; then it is cancelled.
+
+    Ahead is received what the strategy has begun within a second of late, and at least one message:
+    where every second counts, priorities and turns reach that far, and over the whole queue where
+    that knows them (SQLite does).
+
+    Raises:
+        InvalidValue, InvalidType: a parameter is out of range or has the wrong type.
+    """
+
+    def __init__(
+        self,
+        queue: MessageQueue | str,
+        handler: Handler,
+        strategy: BaseStrategy,
+        *,
+        max_held: int = 1000,
+        max_held_bytes: int = 64 * 2**20,
+        max_threads: int = 10,
+        backoff: Callable[[int], float] = exponential(1, factor=2, maximum=600),  # noqa: B008  # no state
+        grace: float = 30.0,
+    ) -> None:
+        if not isinstance(queue, MessageQueue | str):
+            raise InvalidType(f"queue must be a MessageQueue or a URL, not {queue!r}")
+        if not callable(handler):
+            raise InvalidType(f"handler must be a function of one message, not {handler!r}")
+        if not isinstance(strategy, BaseStrategy):
+            raise InvalidType(f"strategy must be a strategy, not {strategy!r}")
+        if not callable(backoff):
+            raise InvalidType(f"backoff must be a callable that gives seconds, not {backoff!r}")
+        self.queue = open_queue(queue) if isinstance(queue, str) else queue
+        self._owned = isinstance(queue, str)
+        self.handler = handler
+        self.strategy = strategy
+        self.max_held = whole("max_held", max_held, at_least=1)
+        self.max_held_bytes = whole("max_held_bytes", max_held_bytes, at_least=1)
+        self.max_threads = whole("max_threads", max_threads, at_least=1)
+        self.backoff = backoff
+        self.grace = number("grace", grace, at_least=0)
+        self._ran = False
+        self._sync = not is_async(handler)
+        self._threads: ThreadPoolExecutor | None = None
+        self.in_threads = 0
+        """Handlers that run in threads now: nothing can stop those."""
+        self._stats = WorkerStats()
+        self._held = HeldMessages()
+        self._window = 1
+        self._full = False
+        """The last receive gave all that was asked for."""
+        self._begun = 0
+        """How many were begun in the present second."""
+        self._stopping = asyncio.Event()
+        self._moved = asyncio.Event()
+        """Set when there may be room for more."""
+
+    def stop(self) -> None:
+        """Receives no more, gives back at once what has not begun, and lets `run` end when the rest
+        has, or ``grace`` seconds are over. A second call cancels what still runs.
+        """
+        if self._stopping.is_set():
+            for held in self._held:
+                if held.task is not None:
+                    held.task.cancel()
+        self._stopping.set()
+
+    def stats(self) -> WorkerStats:
+        """What it has done so far, and what it holds."""
+        self._stats.held, self._stats.waiting = len(self._held), self._held.waiting
+        return self._stats
+
+    async def run(self, *, until_empty: bool = False, signals: bool = False) -> None:
+        """Works until `stop`. Cancelled, it gives back what has not begun, cancels what runs, and
+        gives that back, too.
+
+        Args:
+            until_empty: Ends as well when nothing is held and nothing is ready in the queue.
+            signals: SIGTERM and SIGINT stop it; the second one cancels what runs. In the main
+                thread alone.
+
+        Raises:
+            StrategyError: the strategy raised or broke the contract.
+            StoreError: the queue can't be opened; StoreCorrupt: its file is damaged.
+            InvalidState: it has run before.
+        """
+        if self._ran:
+            raise InvalidState("a worker runs once; make another one")
+        self._ran = True
+        try:
+            await self.queue.open()
+            with self._listening(signals):
+                await self._work(until_empty)
+        finally:
+            if self._owned:
+                await self.queue.close()
+
+    @contextmanager
+    def _listening(self, signals: bool) -> Iterator[None]:
+        numbers = (signal.SIGTERM, signal.SIGINT) if signals else ()
+        loop = asyncio.get_running_loop()
+        for n in numbers:
+            loop.add_signal_handler(n, self.stop)
+        try:
+            yield
+        finally:
+            for n in numbers:
+                loop.remove_signal_handler(n)
+
+    async def _work(self, until_empty: bool) -> None:
+        self._manager = TaskManager(self._chain())
+        self._settling = Settling(self.queue, self._settled)
+        parts = [
+            asyncio.create_task(part)
+            for part in (
+                self._manager.run(),
+                keep(self.queue, self._held, self._lose),
+                self._count(),
+                self._settling.run(),
+            )
+        ]
+        receiver = asyncio.create_task(self._receive(until_empty))
+        stopping = asyncio.create_task(self._stopping.wait())
+        grace = 0.0
+        try:
+            await asyncio.wait([receiver, stopping, *parts], return_when=asyncio.FIRST_COMPLETED)
+            grace = self.grace
+        finally:
+            receiver.cancel()
+            stopping.cancel()
+            await asyncio.wait([receiver])
+            await self._finish(grace)
+            for part in parts:
+                part.cancel()
+            await asyncio.wait(parts)
+        for part in (receiver, *parts):
+            if not part.cancelled():
+                part.result()
+
+    def _chain(self) -> BaseStrategy:
+        if self._sync:
+            self._threads = ThreadPoolExecutor(self.max_threads, "handler")
+            # What would wait for a thread waits in the chain: there it has its order.
+            return Chain(self.strategy, ConcurrentLimitStrategy(self.max_threads))
+        return self.strategy
+
+    async def _finish(self, grace: float) -> None:
+        """Ends what runs, gives back what has not begun, and tells the queue all of it."""
+        self._settling.hurry()
+        for held in self._held:
+            if held.task is None and not held.settled:
+                self._settle(Verdict(held, "return"))
+        await self._manager.close(grace)
+        for held in self._held:
+            if held.task is not None and not held.task.done():
+                logger.error("message %s: its handler can't be stopped", held.message.id)
+                self._forget(held)
+        while len(self._held):
+            self._moved.clear()
+            await self._moved.wait()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False)
+
+    # ---- in ---------------------------------------------------------------------------------
+
+    async def _receive(self, until_empty: bool) -> None:
+        """Receives whenever there is room, until nothing comes any more."""
+        loop = asyncio.get_running_loop()
+        pause = 0.5
+        while True:
+            room = self._room()
+            if not room:
+                self._moved.clear()
+                await self._moved.wait()
+                continue
+            wait = 0.0 if until_empty else WAIT
+            try:
+                messages = await self.queue.receive(room, wait)
+                pause = 0.5
+            except StoreCorrupt:
+                raise
+            except StoreError as error:
+                logger.error("cannot receive, trying again in %s s: %s", pause, error)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 30.0)
+                continue
+            self._stats.received += len(messages)
+            until = loop.time() + self.queue.visibility_timeout
+            for message in messages:
+                held, first = self._held.add(message, until)
+                if first:
+                    self._start(held)
+            self._full = len(messages) == room
+            if until_empty and not messages:
+                if not len(self._held):
+                    return
+                self._moved.clear()
+                await self._moved.wait()
+
+    def _room(self) -> int:
+        """How many more the chain can use soon; 0 while half of that still waits."""
+        held = self._held
+        if self._full and not held.waiting:  # it took at once all that there was room for
+            self._full = False
+            self._window = min(2 * self._window, self.max_held)
+        if held.bytes >= self.max_held_bytes or 2 * held.waiting > self._window:
+            return 0
+        room = min(self._window - held.waiting, self.max_held - len(held))
+        if len(held):
+            room = min(
+                room, 1 + (self.max_held_bytes - held.bytes) * len(held) // (held.bytes or 1)
+            )
+        return max(room, 0)
+
+    async def _count(self) -> None:
+        """Once a second: what has begun in it is what may be received ahead."""
+        while True:
+            await asyncio.sleep(1.0)
+            self._window = min(max(1, self._begun), self.max_held)
+            self._begun = 0
+            self._moved.set()
+
+    def _start(self, held: Held) -> None:
+        message = held.message
+        metadata = dict(message.attributes)
+        try:
+            task = self._manager.add_task(partial(self._handle, held), metadata)
+        except Exception as error:  # what a strategy has against it, it will have for ever
+            self._settle(Verdict(held, "bury", reason=described(error)))
+            return
+        held.task = task
+        task.add_done_callback(partial(self._ended, held))
+
+    # ---- the handler ------------------------------------------------------------------------
+
+    async def _handle(self, held: Held) -> None:
+        self._begin(held)
+        if self._threads is not None:
+            loop = asyncio.get_running_loop()
+            run = partial(copy_context().run, self._in_thread, held.message)
+            result = await loop.run_in_executor(self._threads, run)
+        else:
+            result = self.handler(held.message)
+        if inspect.isawaitable(result):
+            await result
+
+    def _in_thread(self, message: Message) -> Any:
+        self.in_threads += 1
+        try:
+            return self.handler(message)
+        finally:
+            self.in_threads -= 1
+
+    def _begin(self, held: Held | None) -> None:
+        if held is not None and self._held.begin(held):
+            self._begun += 1
+            self._moved.set()
+
+    def _ended(self, held: Held, task: Task[Any]) -> None:
+        """The chain is done with it: decides what becomes of the message."""
+        if task.state == "failed":
+            task.exception()  # it has been looked at
+        if held not in self._held:
+            return
+        if held.lost:
+            self._forget(held)
+        elif task.state == "cancelled" and held.begun and self._sync:
+            # Its thread may go on: until its lease runs out, nobody else shall begin.
+            logger.error("message %s: its thread can't be stopped", held.message.id)
+            self._forget(held)
+        else:
+            self._settle(verdict_of(held, task, self.backoff, self._manager.time()))
+
+    # ---- out --------------------------------------------------------------------------------
+
+    def _settle(self, verdict: Verdict) -> None:
+        self._settling.add(verdict)
+
+    def _settled(self, verdict: Verdict, error: Exception | None) -> None:
+        """The queue was told, or could not be."""
+        held, kind = verdict.held, verdict.kind
+        if error is not None:
+            self._stats.lost += 1
+            logger.warning("message %s: it will come again: %s", held.message.id, error)
+        elif kind == "acknowledge":
+            self._stats.acknowledged += 1
+        elif kind == "release":
+            self._stats.released += 1
+        elif kind == "return":
+            self._stats.returned += 1
+        else:
+            self._stats.dead += 1
+            logger.error("message %s is a dead letter: %s", held.message.id, verdict.reason)
+        self._forget(held, done=error is None and kind in ("acknowledge", "bury"))
+
+    def _forget(self, held: Held, *, done: bool = False) -> None:
+        """It is held no more. Those behind it in its group follow only if it is done for good."""
+        behind = self._held.behind(held)
+        following = self._held.remove(held)
+        self._moved.set()
+        if done and following is not None and not self._stopping.is_set():
+            self._start(following)
+            return
+        for other in behind:
+            if not other.settled:
+                self._settle(Verdict(other, "return"))
+
+    def _lose(self, held: Held, error: Exception) -> None:
+        """Its lease is another's: whoever works on it here stops."""
+        if held.lost or held not in self._held:
+            return
+        held.lost = True
+        self._stats.lost += 1
+        logger.warning("message %s: stopping its handler: %s", held.message.id, error)
+        if held.task is None:
+            self._forget(held)
+        else:
+            held.task.cancel()
+
+    def __repr__(self) -> str:
+        return f"<Worker of {self.queue!r}: {len(self._held)} held>"
