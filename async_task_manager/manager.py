@@ -206,6 +206,23 @@ class TaskManager(Engine):
             self._look(now)
         return task
 
+    def readmit(
+        self, task: Task[Any], ranks: tuple[Any, ...], *, run_timeout: float | None = None
+    ) -> None:
+        """Queues a task that was queued before, in an earlier process: with the ranks that it had
+        there (`Chain.ranks`), and without counting it as another arrival.
+
+        For whoever keeps tasks in a store. Raises what `add_task` raises.
+        """
+        self._check_caller()
+        now = self._clock()
+        if run_timeout is not None:
+            task._options = self._options(None, None, run_timeout, None, now)
+        self._chain.add(task, now, ranks=ranks)
+        if self._by_id is not None:
+            self._by_id[task.id] = task
+        self.wake()
+
     @staticmethod
     def _made_by_hand(task: Task[T], metadata: object) -> Task[T]:
         if metadata is not None:
@@ -562,6 +579,11 @@ class TaskManager(Engine):
         self._paused = True
         self._disarm()
         self.wake()
+
+    @property
+    def paused(self) -> bool:
+        """Whether a `pause` is in force."""
+        return self._paused
 
     def resume(self) -> None:
         """Ends a `pause`."""

@@ -143,3 +143,41 @@ def check(file: Annotated[Path, typer.Argument(help="TOML: providers and their l
     from async_task_manager.cli.files import check_command
 
     raise typer.Exit(check_command(file))
+
+
+@app.command()
+def serve(
+    service: Annotated[str, typer.Argument(help="Where it is: module:name.")],
+    *,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    token: Annotated[
+        list[str] | None,
+        typer.Option(help="Opens the service; else those in ATM_TOKEN, with commas between."),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A name under which the service is reached.")
+    ] = None,
+    max_connections: Annotated[int, typer.Option(min=1, help="At once.")] = 1000,
+) -> None:
+    """Serves a `TaskService`: its tasks over HTTP, and a dashboard.
+
+    An address that others can reach needs a token. SIGTERM or Ctrl-C takes nothing more in, and
+    gives what runs its time.
+
+    Exit codes: 0 stopped; 1 the address is taken, or the store is in use or damaged; 2 bad usage.
+
+    **Example:** `atm serve app:service --port 8000`
+    """
+    from async_task_manager.cli.serve import serve_command
+
+    raise typer.Exit(
+        serve_command(
+            service,
+            host=host,
+            port=port,
+            tokens=token or [],
+            hosts=allow_host or [],
+            max_connections=max_connections,
+        )
+    )

@@ -250,8 +250,14 @@ class Chain(BaseStrategy):
 
     # ---- intake -----------------------------------------------------------------------------
 
-    def add(self, task: Task[Any], now: float) -> None:
+    def add(self, task: Task[Any], now: float, *, ranks: tuple[Any, ...] | None = None) -> None:
         """Takes a task in: every question about it is asked here, before anything is charged.
+
+        Args:
+            task: A new one.
+            now: The instant.
+            ranks: Of a task that was queued before, in an earlier process: what `ranks` gave there.
+                It keeps them, and is not counted as another arrival.
 
         Raises what a strategy has against it; then nothing has changed.
         """
@@ -269,9 +275,13 @@ class Chain(BaseStrategy):
             task._costs, task._lane = dispatch.fixed, dispatch.only
         else:
             self._plan(task)
-        task._rank = self._rank(task, now) if self.orders else None
+        again = ranks is not None
+        if ranks is None:
+            task._rank = self._rank(task, now) if self.orders else None
+        else:
+            task._rank = self._one(ranks)
         if self._direct and task._options is None:
-            self._accept(task, now)
+            self._accept(task, now, again)
             dispatch.join(task, now)
             if self.observers:
                 self.observers.tell(Queued(now, task))
@@ -290,7 +300,7 @@ class Chain(BaseStrategy):
                 raise
             whole.fed()
             self._inside[task] = whole
-        self._accept(task, now)
+        self._accept(task, now, again)
         for bound, error in closes:
             self._close(task, bound, error)
         if whole is None:
@@ -321,7 +331,7 @@ class Chain(BaseStrategy):
                 closes.append((options.deadline, DeadlineExceeded))
         return opens, opens_wall, closes
 
-    def _accept(self, task: Task[Any], now: float) -> None:
+    def _accept(self, task: Task[Any], now: float, again: bool = False) -> None:
         if task.id > self._last_arrival:
             task._seq = self._last_arrival = task.id
         else:
@@ -330,7 +340,7 @@ class Chain(BaseStrategy):
         task._state = "queued"
         self.queued += 1
         if self._visited:
-            self._arrive(task, now, again=False)
+            self._arrive(task, now, again=again)
 
     def _plan(self, task: Task[Any]) -> None:
         """Keys and costs, once and for all; the lane follows from them."""
@@ -923,9 +933,13 @@ class Chain(BaseStrategy):
         """The ranks of the task, one from each order."""
         return (task._rank,) if self._one_order else task._rank or ()
 
+    def _one(self, ranks: tuple[Any, ...]) -> Any:
+        """The ranks of the orders as the rank of a task."""
+        return ranks[0] if self._one_order else ranks or None
+
     def rerank(self, task: Task[Any], ranks: tuple[Any, ...], now: float) -> None:
         """Other ranks for the task, one from each order: a queued one goes to its new place."""
-        rank = ranks[0] if self._one_order else ranks or None
+        rank = self._one(ranks)
         if task._state != "queued" or task in self._held or task in self._inside:
             task._rank = rank
         elif self.batches is not None and task in self.batches.of:

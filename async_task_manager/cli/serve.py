@@ -1,0 +1,74 @@
+"""`atm serve`: finds the service in a module, and serves it."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from async_task_manager.errors import InvalidState, InvalidValue, TaskManagerError
+from async_task_manager.service import TaskService
+
+__all__ = ["serve_command"]
+
+BAD_USAGE, FAILED = 2, 1
+
+
+def serve_command(
+    target: str,
+    *,
+    host: str,
+    port: int,
+    tokens: list[str],
+    hosts: list[str],
+    max_connections: int,
+) -> int:
+    """Serves until a signal ends it, and gives the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    console = Console(highlight=False)
+    if not tokens:
+        tokens = [token for token in os.environ.get("ATM_TOKEN", "").split(",") if token]
+    try:
+        service = found(target)
+        service.serve(
+            host,
+            port,
+            tokens=tokens,
+            hosts=hosts,
+            max_connections=max_connections,
+            on_listening=lambda url: console.print(f"serving {target} on {url} (dashboard, API)"),
+        )
+    except InvalidState as error:
+        return _refuse(str(error), FAILED)
+    except (TaskManagerError, ImportError, ValueError) as error:
+        return _refuse(str(error), BAD_USAGE)
+    except OSError as error:
+        return _refuse(f"{host}:{port}: {error.strerror or error}", FAILED)
+    return 0
+
+
+def found(target: str) -> TaskService:
+    """The service that ``module:name`` means; modules are looked for here first.
+
+    Raises:
+        InvalidValue: there is none.
+    """
+    module_name, _, name = target.partition(":")
+    if not module_name or not name:
+        raise InvalidValue(f"say where the service is, as module:name, not {target!r}")
+    sys.path.insert(0, str(Path.cwd()))
+    module = importlib.import_module(module_name)
+    service = getattr(module, name, None)
+    if not isinstance(service, TaskService):
+        raise InvalidValue(f"{target} is {service!r}, not a TaskService")
+    return service
+
+
+def _refuse(message: str, code: int) -> int:
+    for line in message.splitlines():
+        print(f"atm: {line}", file=sys.stderr)
+    return code
