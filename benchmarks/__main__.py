@@ -9,10 +9,12 @@ import time
 from benchmarks.others import keys, latency, limits, memory, moves, queues, virtual
 from benchmarks.peers import peers
 from benchmarks.report import Row, draw, print_rows, write_rows
+from benchmarks.strategies import strategies
 from benchmarks.throughput import throughput
 
 GROUPS = {
     "throughput": throughput,
+    "strategies": strategies,
     "memory": memory,
     "limits": limits,
     "latency": latency,

@@ -12,7 +12,7 @@ __all__ = ["Row", "draw", "print_rows", "write_rows"]
 
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "peers.svg"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
+TABLE = "<!-- {0}:begin -->", "<!-- {0}:end -->"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +59,32 @@ def print_rows(rows: list[Row]) -> None:
 
 
 def write_rows(rows: list[Row]) -> None:
-    """Into the documentation, between its markers."""
-    lines = [environment() + ".", "", "| row | what | measured | bar | |", "|---|---|---|---|---|"]
-    lines += ["| " + " | ".join(row.cells()) + " |" for row in rows]
+    """Into the documentation, between its markers; a table of which nothing was measured stays."""
     text = PAGE.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + after)
+    added = [row for row in rows if row.name == "adds"]
+    others = [row for row in rows if row.name != "adds"]
+    if others:
+        lines = ["| row | what | measured | bar | |", "|---|---|---|---|---|"]
+        lines += ["| " + " | ".join(row.cells()) + " |" for row in others]
+        text = replaced(text, "table", lines)
+    if added:
+        lines = ["| strategy | adds |", "|---|---|"]
+        lines += [f"| {row.what} | {row.value:.2g} {row.unit} |" for row in added]
+        text = replaced(text, "adds", lines)
+    PAGE.write_text(text)
+
+
+def replaced(text: str, name: str, lines: list[str]) -> str:
+    begin, end = (marker.format(name) for marker in TABLE)
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return "\n".join([before + begin, environment() + ".", "", *lines, end]) + after
 
 
 def draw(rows: list[Row]) -> None:
-    """The contest of the limiters as a picture in the documentation."""
+    """The contest of the limiters as a picture in the documentation, if it took place."""
+    if not any(row.name == "peers" for row in rows):
+        return
     import matplotlib as mpl
 
     mpl.use("svg")
