@@ -17,7 +17,7 @@ say = @printf '\n== %s\n' '$(1)'
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all bench bench-quick soak fix clean \
+.PHONY: help demo test test-all bench bench-quick soak fix clean pictures \
         format lint mypy pyright imports docs wheel pytest coverage
 
 help:  ## list the targets
@@ -84,6 +84,9 @@ pyright: $(VENV)/.dev
 imports: $(VENV)/.dev
 	$(call say,import-linter: the floors of the house)
 	@$(BIN)/lint-imports --no-logo
+
+pictures: $(VENV)/.dev  ## draw the pictures of the documentation anew
+	$(BIN)/python tools/draw_simulations.py
 
 docs: $(VENV)/.dev  ## build the documentation into site/
 	$(call say,mkdocs build --strict)

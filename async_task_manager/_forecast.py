@@ -108,7 +108,7 @@ def run_ahead(
     on_end: Callable[[Task[Any], Outcome, float], object] | None = None,
     on_gone: Gone | None = None,
     outcome_of: Callable[[Task[Any], float, float], Outcome] | None = None,
-    over: Callable[[], bool] | None = None,
+    over: Callable[[float], bool] | None = None,
 ) -> float:
     """Runs the chain until nothing is left to happen, or ``over``; gives the instant then.
 
@@ -122,7 +122,7 @@ def run_ahead(
         on_end: Told of each end of an attempt that is final.
         on_gone: Told of tasks that are refused, rejected or expired.
         outcome_of: (task, started, now) -> how the attempt ended; None: it succeeds.
-        over: Asked after each instant.
+        over: Asked once nothing more happens at an instant, whether that was the last.
 
     In the order in which a manager does it: what may start at an instant, a few at a time, with
     their first instructions; what ends then; what comes then.
@@ -136,8 +136,9 @@ def run_ahead(
     heapify(ends)
     stream: Iterator[tuple[float, Task[Any]]] = iter(arrivals)
     coming, newcomer = next(stream, (inf, None))
+    wake = inf if ends and ends[0][0] <= now else now  # what is overdue is about to end
     while True:
-        if next_wake(now) <= now:
+        if wake <= now:
             batch = []
             while (task := pull(now)) is not None:  # type: ignore[assignment]  # narrowed here
                 batch.append(task)
@@ -161,15 +162,17 @@ def run_ahead(
             coming, newcomer = next(stream, (inf, None))
         if chain.out:
             _let_go(chain, now, on_gone)
-        if over is not None and over():
-            return now
         wake = next_wake(now)
         if wake <= now:
             continue
-        instant = min(wake, coming, ends[0][0] if ends else inf)
+        if over is not None and over(now):
+            return now
+        instant = wake if wake < coming else coming
+        if ends and ends[0][0] < instant:
+            instant = ends[0][0]
         if instant == inf:
             return now
-        now = max(now, instant)
+        now = instant
 
 
 def _take_in(chain: Chain, task: Task[Any], now: float, on_gone: Gone | None) -> None:
@@ -357,7 +360,7 @@ def look(
     def gone(ghost: Task[Any], error: Exception, at: float) -> None:
         left.pop(ghost, None)
 
-    def over() -> bool:
+    def over(at: float) -> bool:
         return not left or (not to_the_end and task in starts)
 
     run_ahead(

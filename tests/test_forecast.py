@@ -41,7 +41,7 @@ def seconds_of(task: Task[Any]) -> float:
     return float(task.metadata["seconds"])
 
 
-def metadata(rng: random.Random, seconds: float) -> dict[str, Any]:
+def metadata(rng: random.Random, seconds: float, coarse: bool) -> dict[str, Any]:
     data: dict[str, Any] = {"seconds": seconds, "number": 0}
     data["user"] = rng.choice("ab")
     data["model"] = rng.choice("xyz")
@@ -49,7 +49,8 @@ def metadata(rng: random.Random, seconds: float) -> dict[str, Any]:
     data["cost"] = {"tokens": rng.choice([0, 0.1, 0.5, 1])}
     if rng.random() < 0.3:
         data["valid_after"] = timedelta(seconds=rng.choice([0.25, 1, 2, 2.2]))
-    elif rng.random() < 0.1:
+    elif rng.random() < 0.1 and not coarse:
+        # The wall clock is looked at each second, which may fall between two ends of one instant.
         data["valid_after"] = START + rng.choice([1, 2, 4])
     if rng.random() < 0.2:
         data["provider"] = "P1"
@@ -66,7 +67,7 @@ async def a_life(seed: int) -> int:
     for _ in range(rng.randint(5, 40)):
         seconds = rng.choice([0.25, 0.5, 1, 2]) if coarse else rng.random() * 3
         try:
-            tasks.append(manager.add_task(partial(nap, seconds), metadata(rng, seconds)))
+            tasks.append(manager.add_task(partial(nap, seconds), metadata(rng, seconds, coarse)))
         except ValueError:
             continue  # too large, or pinned to a provider that isn't there
         if rng.random() < 0.3:

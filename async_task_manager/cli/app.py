@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
@@ -143,6 +144,84 @@ def check(file: Annotated[Path, typer.Argument(help="TOML: providers and their l
     from async_task_manager.cli.files import check_command
 
     raise typer.Exit(check_command(file))
+
+
+@app.command("simulate")
+def simulate_(
+    config: Annotated[Path, typer.Argument(help="TOML: the providers and their limits.")],
+    *,
+    requests: Annotated[
+        str, typer.Option("--requests", "-n", help="How many; or a file of them, as for atm run.")
+    ] = "1000",
+    rate: Annotated[
+        str | None, typer.Option(help='How many arrive, "40/minute"; else all at once.')
+    ] = None,
+    burst: Annotated[int, typer.Option(min=1, help="How many arrive together.")] = 1,
+    duration: Annotated[
+        str, typer.Option(help='Seconds each runs: 1.5, "lognormal(2, 0.8)", "uniform(1, 3)".')
+    ] = "1",
+    cost: Annotated[
+        str | None, typer.Option(help='Units each takes: 900, "exp(900)"; else as the config says.')
+    ] = None,
+    users: Annotated[int, typer.Option(min=0, help="How many users, some of them busy.")] = 0,
+    priorities: Annotated[str, typer.Option(help='Their shares: "high=1,normal=8,low=1".')] = "",
+    failures: Annotated[float, typer.Option(help="The probability of a failed attempt.")] = 0.0,
+    trace: Annotated[
+        Path | None, typer.Option(help="CSV: TIMESTAMP, ContextTokens, GeneratedTokens.")
+    ] = None,
+    replay: Annotated[
+        Path | None, typer.Option(help="JSONL: the results of atm run; with -n the requests.")
+    ] = None,
+    what_if: Annotated[
+        list[str] | None,
+        typer.Option(help="key=value: the same with this, side by side. Any number of them."),
+    ] = None,
+    start: Annotated[
+        datetime | None, typer.Option(help="The wall time at which it begins; else now.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the random numbers.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", "-p", help="Draw it: a .svg or .png file.")
+    ] = None,
+) -> None:
+    """How long will it take? Runs a workload through a config on virtual time; nothing is sent.
+
+    The same strategies as in `atm run` decide, so that a day takes seconds. Keys and other headers
+    aren't needed.
+
+    - The evening that 10,000 requests take: `atm simulate flow.toml -n 10000 --duration 2`
+    - With other limits, side by side:
+      `atm simulate flow.toml -n 10000 --what-if providers.groq.max_concurrent=8`
+    - Arrivals over time: `atm simulate flow.toml -n 5000 --rate 40/minute --burst 10 -p day.svg`
+    - A file: `atm simulate flow.toml -n requests.jsonl --duration "lognormal(2, 0.8)"`
+    - A run, again: `atm simulate flow.toml --replay results.jsonl -n requests.jsonl`
+
+    Exit codes: 0 simulated; 2 bad usage, config or workload.
+    """
+    from async_task_manager.cli.simulate import Workload, shares, simulate_command
+
+    try:
+        workload = Workload(
+            requests=requests,
+            trace=trace,
+            replay=replay,
+            rate=rate,
+            burst=burst,
+            duration=duration,
+            cost=cost,
+            users=users,
+            priorities=shares(priorities),
+            failures=failures,
+            seed=seed,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--priorities") from None
+    raise typer.Exit(
+        simulate_command(
+            config, workload, what_if=what_if or [], start=start, as_json=as_json, picture=picture
+        )
+    )
 
 
 @app.command()

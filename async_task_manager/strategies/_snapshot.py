@@ -9,6 +9,7 @@ recursion would end at Python's limit, and keys must stay the objects that they 
 from __future__ import annotations
 
 import copy
+import random
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
@@ -41,9 +42,11 @@ OWN: Final = {
 
 
 def snapshot_of(
-    chain: Chain, running: Iterable[Task[Any]] = ()
+    chain: Chain, running: Iterable[Task[Any]] = (), seed: int | None = None
 ) -> tuple[Chain, dict[Task[Any], Task[Any]]]:
     """The copy, and the ghost of each task that is queued in it or among the running ones.
+
+    Random numbers are those that the original would draw, or begin with the seed.
 
     Raises:
         InvalidState: a stage speaks the four methods only, or cannot be copied.
@@ -53,7 +56,14 @@ def snapshot_of(
             f"{stage!r} speaks the four methods only, so that nobody but it knows what it would do "
             "later: a chain with it can neither be copied nor run ahead; write it as a role instead"
         )
-    return _Copier(chain, [*chain.tasks(), *running]).copy()
+    copier = _Copier(chain, [*chain.tasks(), *running])
+    found = copier.copy()
+    if seed is not None:
+        for copied in tuple(copier.memo.values()):
+            if isinstance(copied, random.Random):
+                seed += 1
+                copied.seed(seed)
+    return found
 
 
 class Ghost:

@@ -372,7 +372,7 @@ class FixedWindowStrategy(Limit):
 
     def describe(self) -> str:
         """In words: "at most 500 tasks per day (America/Los_Angeles)"."""
-        window = self._window if isinstance(self._window, str) else f"{self._window} s"
+        window = self._window if isinstance(self._window, str) else f"{self._window:g} s"
         zone = f" ({self._zone})" if isinstance(self._window, str) else ""
         return f"at most {words(self, self._max)} per {window}{zone}{per_key(self)}"
 

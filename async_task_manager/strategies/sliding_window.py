@@ -356,8 +356,8 @@ class SlidingWindowStrategy(Limit):
 
     def describe(self) -> str:
         """In words: "at most 30 tasks in any 60 s"."""
-        apart = f", {self._min_interval} s apart" if self._min_interval else ""
-        return f"at most {words(self, self._max)} in any {self._window} s{apart}{per_key(self)}"
+        apart = f", {self._min_interval:g} s apart" if self._min_interval else ""
+        return f"at most {words(self, self._max)} in any {self._window:g} s{apart}{per_key(self)}"
 
     def tell(self, usage: Usage) -> str:
         """In a sentence: "has used 30 of 30 requests in the last minute"."""
