@@ -92,8 +92,8 @@ class Outcome:
     """Chain time of the first instruction; None: cancelled before it."""
     finished_at: float
     error: BaseException | None = None
-    cost: float | None = None
-    """The actual cost, where the work said it."""
+    cost: float | dict[str, float] | None = None
+    """The actual cost, if it is known: as the work told it by `Task.settle`, or whoever ran it."""
 
     @property
     def started(self) -> bool:
@@ -113,7 +113,7 @@ def wall_time() -> float:
 
 
 def outcome_of(
-    kind: TaskState, value: Any, started: float | None, now: float, actual: float | None
+    kind: TaskState, value: Any, started: float | None, now: float, actual: Any
 ) -> Outcome:
     """The outcome of an attempt, as limits and feedbacks see it."""
     if kind == "succeeded":
@@ -192,7 +192,7 @@ class Run:
     started: float | None
     finished: float | None
     value: Any
-    actual: float | None
+    actual: float | dict[str, float] | None
     errors: deque[BaseException] | None
     rate_limited: int
 
@@ -488,16 +488,10 @@ class Task(Generic[T_co]):
             InvalidState: it doesn't run.
             InvalidValue, InvalidType: a number is negative, NaN or infinite, or none.
         """
-        if self._state != "running":
-            raise InvalidState(f"{self!r} does not run: there is nothing to settle")
-        if self._run is None or self._run.grants is None:
-            raise InvalidState(
-                f"{self!r} is one of a batch: settle what all cost, with current_task() inside it"
-            )
+        run = self._running("settle")
         for name, value in (actual if isinstance(actual, dict) else {"": actual}).items():
             number(f"actual cost {name}".rstrip(), value, at_least=0)
-        if not isinstance(actual, dict):
-            self._run.actual = actual
+        run.actual = actual
         host = self._host()
         if host is not None:
             host.settle(self, actual)
@@ -513,11 +507,20 @@ class Task(Generic[T_co]):
         Raises:
             InvalidState: it doesn't run.
         """
-        if self._state != "running":
-            raise InvalidState(f"{self!r} does not run: there is nothing to observe")
+        self._running("observe")
         host = self._host()
         if host is not None:
             host.observe(self, sample)
+
+    def _running(self, what: str) -> Run:
+        """The attempt that runs, with its permits."""
+        if self._state != "running":
+            raise InvalidState(f"{self!r} does not run: there is nothing to {what}")
+        if self._run is None or self._run.grants is None:
+            raise InvalidState(
+                f"{self!r} is one of a batch: {what} for all of it, with current_task() inside it"
+            )
+        return self._run
 
     async def run(self) -> T_co:
         """Runs the work here and now, and gives its result: for a task that no manager runs.

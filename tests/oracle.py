@@ -496,6 +496,8 @@ class Oracle:
     def finish(self, task: Task[Any], outcome: Outcome, now: float) -> bool:
         self.now = now
         entry = self.entries[task]
+        if outcome.cost is not None and outcome.started:
+            self.settle(task, outcome.cost, now)
         for limit, grant, _ in entry.grants:
             limit.release(grant, outcome, now)
         entry.grants = []
@@ -527,12 +529,14 @@ class Oracle:
             self.join_if_due(entry, now)
         return True
 
-    def settle(self, task: Task[Any], actual: dict[str, float], now: float) -> None:
+    def settle(self, task: Task[Any], actual: float | dict[str, float], now: float) -> None:
         self.now = now
         entry = self.entries[task]
         for limit, grant, _ in entry.grants:
-            if isinstance(limit.cost, str) and limit.cost in actual:
-                limit.settle(grant, actual[limit.cost], now)
+            if isinstance(limit.cost, str):
+                value = actual.get(limit.cost) if isinstance(actual, dict) else actual
+                if value is not None:
+                    limit.settle(grant, value, now)
         self.regroup(entry.groups, now)
 
     def observe(self, task: Task[Any], sample: Any, now: float) -> None:

@@ -847,7 +847,7 @@ async def test_inside_the_handler_the_current_task_is_the_batch() -> None:
         assert task.metadata is task.metadata
         seen.append((task.state, task.name.startswith("batch-"), task.attempt, task.provider))
         assert [member.state for member in task.members] == ["running"] * 3
-        with pytest.raises(InvalidState, match="is one of a batch: settle what all cost"):
+        with pytest.raises(InvalidState, match="is one of a batch: settle for all of it"):
             next(iter(task.members)).settle(1)
         task.settle({"tokens": 5})
         assert tokens.usage(None, 0).used == 5

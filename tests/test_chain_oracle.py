@@ -548,6 +548,8 @@ class Life:
         outcome = Outcome(
             kind, attempt.began, self.now, error(self.rng) if kind == "failure" else None
         )
+        if self.rng.random() < 0.2:
+            outcome.cost = self.actual()
         again = self.both(
             lambda world: world.machine.finish(world.tasks[attempt.number], outcome, self.now)
         )
@@ -602,11 +604,14 @@ class Life:
     def settle(self) -> None:
         if self.running:
             number = self.rng.choice(sorted(self.running))
-            actual = {"tokens": self.rng.choice([0, 0.5, 1, 4])}
-            self.touched |= {id(limit) for limit in self.chain.limits() if limit.cost == "tokens"}
-            self.both(
-                lambda world: world.machine.settle(world.tasks[number], dict(actual), self.now)
-            )
+            actual = self.actual()
+            self.both(lambda world: world.machine.settle(world.tasks[number], actual, self.now))
+
+    def actual(self) -> float | dict[str, float]:
+        """What an attempt really consumed."""
+        self.touched |= {id(limit) for limit in self.chain.limits() if limit.cost == "tokens"}
+        tokens = self.rng.choice([0, 0.5, 1, 4])
+        return tokens if self.rng.random() < 0.5 else {"tokens": tokens, "others": 1}
 
     def observe(self) -> None:
         """A response with headers, to something that runs."""

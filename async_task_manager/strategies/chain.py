@@ -603,6 +603,8 @@ class Chain(BaseStrategy):
         batches = self.batches
         if batches is None or not batches.left(task):
             self.running -= 1
+            if outcome.cost is not None:
+                self._settle_late(task, outcome, now)
             self.dispatch.release(task, outcome, now)
             if type(task) is Batch:
                 batches.calls -= 1  # type: ignore[union-attr]  # who made it
@@ -672,6 +674,11 @@ class Chain(BaseStrategy):
         self.dispatch.settle(task, actual_of, now)
         for estimator, value in learning.values():
             estimator.settled(task, value)
+
+    def _settle_late(self, task: Task[Any], outcome: Outcome, now: float) -> None:
+        """The outcome brings an actual cost: told by the work before, or by whoever ran it now."""
+        if outcome.started and task._run is not None and task._run.actual is None:
+            self.settle(task, outcome.cost, now)
 
     def observe(self, task: Task[Any], sample: Any, now: float) -> None:
         """A running task was told something, such as the headers of a response: whatever limits it

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from async_task_manager._validate import number, one_of
+from async_task_manager._validate import exact, number, one_of
 from async_task_manager.strategies._keys import (
     States,
     call,
@@ -30,13 +30,19 @@ LONGEST = 1e12
 """Seconds; a delay of thirty thousand years is a mistake, and far longer ones no timer can take."""
 
 
+Grant: TypeAlias = "list[Any]"
+"""[pace, cost]. A list, since `settle` may change the cost."""
+
+
 class _Pace:
     """One key: who holds it, and the latest instant that counts, with the cost it counts for."""
 
-    __slots__ = ("cost", "holder", "since")
+    __slots__ = ("cost", "holder", "last", "since")
 
     def __init__(self) -> None:
-        self.holder: tuple[_Pace, Cost] | None = None
+        self.holder: Grant | None = None
+        self.last: Grant | None = None
+        """Whose delay it is that counts, while that may still be settled."""
         self.since = -inf
         self.cost: Cost = 0
 
@@ -56,7 +62,7 @@ class DelayedStrategy(Limit):
         key: What splits the limit, a metadata name or a callable: each key goes at its own pace.
             None: one pace for all.
         cost: A task of cost c keeps the next one away for c times the delay. None: 1; a number, a
-            callable, or the name of a unit in ``metadata["cost"]``.
+            callable, or the name of a unit in ``metadata["cost"]``. `settle` corrects it.
         default_cost: For tasks that don't say.
         measure_from: "completion", however the task ended, or "start".
 
@@ -106,23 +112,23 @@ class DelayedStrategy(Limit):
         pace = self._paces.get(key, _FRESH)
         return pace.since + pace.cost * self._delay if pace.holder is None else inf
 
-    def acquire(self, key: Hashable, cost: Cost, now: float) -> tuple[_Pace, Cost]:
+    def acquire(self, key: Hashable, cost: Cost, now: float) -> Grant:
         """Closes the key until the delay can begin."""
         paces = self._paces
         pace = paces.get(key)
         if pace is None:
             pace = paces.add(key, _Pace())
-        pace.holder = grant = pace, cost
+        pace.holder = grant = [pace, cost]
         if paces.ring:
             paces.sweep(self._idle, now)
         return grant
 
-    def started(self, grant: tuple[_Pace, Cost], now: float) -> None:
+    def started(self, grant: Grant, now: float) -> None:
         """The first instruction: where starts are spaced, the delay begins."""
         if self._from_start:
             self._begin(grant, now)
 
-    def release(self, grant: tuple[_Pace, Cost], outcome: Outcome, now: float) -> None:
+    def release(self, grant: Grant, outcome: Outcome, now: float) -> None:
         """The end: the delay begins, unless its start began it or the work never started."""
         if grant[0].holder is grant:
             if outcome.started_at is not None:
@@ -130,9 +136,23 @@ class DelayedStrategy(Limit):
             else:
                 grant[0].holder = None
 
-    def _begin(self, grant: tuple[_Pace, Cost], now: float) -> None:
+        if grant[0].last is grant:
+            grant[0].last = None
+
+    def settle(self, grant: Grant, actual: Cost, now: float) -> None:
+        """The delay that follows, or that has begun with the start, is for the actual cost."""
+        pace = grant[0]
+        cost = exact(number("the actual cost", actual, at_least=0))
+        if cost * self._delay > LONGEST:
+            cost = exact(LONGEST / self._delay)
+        grant[1] = cost
+        if pace.last is grant:
+            pace.cost = cost
+
+    def _begin(self, grant: Grant, now: float) -> None:
         pace, cost = grant
         pace.holder = None
+        pace.last = grant
         pace.since = now
         pace.cost = cost
 

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 __all__ = ["TokenBucketStrategy"]
 
 Grant: TypeAlias = "list[Any]"
-"""[key, bucket, cost, all that was charged by then, the bucket's turn, what was lost by then], and
-what the server said in answer to it. A list, because it is made for every task, and an object with
-names takes three times as long."""
+"""[key, bucket, cost, all that was charged by then, the bucket's turn, what was lost by then, what
+`settle` charged in excess], and what the server said in answer to it. A list, because it is made
+for every task, and an object with names takes three times as long."""
 
-UNHEARD = 6
+UNHEARD = 7
 """The length of a grant until an answer is heard."""
 
 
@@ -81,7 +81,7 @@ class TokenBucketStrategy(Limit):
         InvalidValue, InvalidType: A parameter is out of range or has the wrong type.
 
     All three numbers can be set at any time. Setting ``rate`` takes O(keys), everything else O(1).
-    Memory per key: three numbers. A key is forgotten once its bucket is full again.
+    Memory per key: a few numbers. A key is forgotten once its bucket is full again.
 
     The algorithm is GCRA, the virtual scheduling of ITU-T I.371: no timer fills the bucket.
     """
@@ -164,7 +164,8 @@ class TokenBucketStrategy(Limit):
         bucket.flying += cost
         if self._buckets.ring:
             self._buckets.sweep(self._idle, now)
-        return [key, bucket, cost, bucket.spent + bucket.refunded, bucket.turn, bucket.lost]
+        charged = bucket.spent + bucket.refunded
+        return [key, bucket, cost, charged, bucket.turn, bucket.lost, None]
 
     def settle(self, grant: Grant, actual: Cost, now: float) -> None:
         """Charges what was used in excess, or refunds what was not, as far as `release` would."""
@@ -173,9 +174,11 @@ class TokenBucketStrategy(Limit):
         if len(grant) == UNHEARD:
             bucket.flying += actual - cost
         if actual > cost:
-            self._charge(key, actual - cost, now)
+            bucket = self._charge(key, actual - cost, now)
+            excess = [actual - cost, bucket, bucket.spent + bucket.refunded, bucket.turn]
+            grant[6] = [*(grant[6] or ()), excess]
         else:
-            self._refund(grant, cost - actual, now)
+            self._give_back(grant, cost - actual, now)
         grant[2] = actual
 
     def release(self, grant: Grant, outcome: Outcome, now: float) -> None:
@@ -185,7 +188,7 @@ class TokenBucketStrategy(Limit):
             if outcome.started_at is not None:
                 grant[1].lost += grant[2]
         if outcome.started_at is None:
-            self._refund(grant, grant[2], now)
+            self._give_back(grant, grant[2], now)
 
     def observe(self, sample: Any, now: float, key: Hashable = None, grant: Any = None) -> None:
         """Follows what the headers of a response say about the server's own bucket.
@@ -219,22 +222,33 @@ class TokenBucketStrategy(Limit):
         bucket.spent += cost
         return bucket
 
-    def _refund(self, grant: Grant, amount: Cost, now: float) -> None:
+    def _give_back(self, grant: Grant, amount: Cost, now: float) -> None:
+        """Refunds what was charged last first."""
+        self._now = now
+        refunded: Cost = 0
+        for excess in reversed(grant[6] or ()):
+            excess[2] += refunded  # what was charged after it, and is refunded, was no debt then
+            part = min(amount, excess[0])
+            excess[0] -= part
+            amount -= part
+            refunded += self._refund(excess[1], excess[2], excess[3], part, now)
+        grant[3] += refunded
+        self._refund(grant[1], grant[3], grant[4], amount, now)
+
+    def _refund(self, bucket: _Bucket, charged: Cost, turn: int, amount: Cost, now: float) -> Cost:
         """Gives back at most what time and other refunds have left of what was owed at the grant.
 
         Once the bucket would be full without the grant, it costs nobody anything any more: to
         refund it all the same, on top of what was charged since, would admit more than the burst
         and the rate allow. So would refunds that each count the same debt.
         """
-        _, bucket, _, charged, turn = grant[:5]
         if turn != bucket.turn:
-            return
-        self._now = now
+            return 0
         owed = charged - bucket.refunded - (now - bucket.since) * self._rate
-        if owed > 0:
-            refund = amount if amount <= owed else exact(owed)
-            bucket.spent -= refund
-            bucket.refunded += refund
+        refund = amount if amount <= owed else exact(max(0.0, owed))
+        bucket.spent -= refund
+        bucket.refunded += refund
+        return refund
 
     def _idle(self, bucket: _Bucket, now: float) -> bool:
         if self._hears and (bucket.flying or bucket.not_before > now):
