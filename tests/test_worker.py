@@ -31,6 +31,7 @@ from async_task_manager.queues.memory import MemoryQueue
 from async_task_manager.queues.sqs import SqsQueue
 from async_task_manager.strategies import (
     BaseStrategy,
+    BulkStrategy,
     Chain,
     CircuitBreakerStrategy,
     ConcurrentLimitStrategy,
@@ -629,6 +630,63 @@ async def test_async_callables_of_any_kind() -> None:
     assert seen == ["object", "partial", "awaitable"]
 
 
+async def test_a_batch_handler_fails_messages_one_by_one() -> None:
+    batches: list[list[Any]] = []
+
+    async def handler(messages: list[Message]) -> list[Any]:
+        batches.append([message.body for message in messages])
+        assert all(message.receive_count for message in messages)
+        await asyncio.sleep(1)
+        errors: dict[Any, Exception] = {7: NonRetryable("seven"), 13: ValueError("once")}
+        return [
+            errors.get(m.body) if m.receive_count == 1 or m.body == 7 else "done" for m in messages
+        ]
+
+    queue = await sent(MemoryQueue(), *range(100))
+    worker = Worker(queue, BulkStrategy(handler, max_size=25), at_once(2), backoff=fixed(5))
+    async with working(worker):
+        await asyncio.sleep(60)
+    assert [len(batch) for batch in batches] == [25, 25, 25, 25, 1]
+    assert batches[-1] == [13]
+    (letter,) = await queue.dead_letters()
+    assert (letter.body, letter.reason) == ("7", "NonRetryable: seven")
+    assert await queue.depth() == Depth(0, 0, 0, 1)
+    stats = worker.stats()
+    assert (stats.acknowledged, stats.released, stats.dead) == (99, 1, 1)
+
+
+async def test_a_batch_that_raises_comes_again_as_a_whole() -> None:
+    counts: Counter[int] = Counter()
+
+    async def handler(messages: list[Message]) -> list[None]:
+        counts.update(message.receive_count for message in messages)
+        if counts[1] <= 10 and not counts[2]:
+            raise ConnectionError
+        return [None] * len(messages)
+
+    queue = await sent(MemoryQueue(), *range(10))
+    worker = Worker(queue, BulkStrategy(handler, max_size=10), at_once(2), backoff=fixed(1))
+    async with working(worker):
+        await asyncio.sleep(30)
+    assert counts == {1: 10, 2: 10}
+    assert await queue.depth() == EMPTY
+
+
+async def test_what_was_collected_goes_back_at_the_end() -> None:
+    async def handler(messages: list[Message]) -> list[None]:
+        raise AssertionError
+
+    queue = await sent(MemoryQueue(), *range(10))
+    bulk = BulkStrategy(handler, max_size=100, max_wait=60)
+    worker = Worker(queue, bulk, at_once(2))
+    run = asyncio.create_task(worker.run())
+    await asyncio.sleep(5)
+    run.cancel()
+    await asyncio.wait([run])
+    assert {m.receive_count for m in await queue.receive(100)} == {1}
+    assert worker.stats().returned == 10
+
+
 # ---- the end ------------------------------------------------------------------------------------
 
 
@@ -827,7 +885,12 @@ async def test_messages_of_a_group_follow_each_other(
     ("arguments", "options", "error", "reason"),
     [
         ((5, quietly, at_once(1)), {}, InvalidType, "queue must be a MessageQueue or a URL, not 5"),
-        (("memory://", 5, at_once(1)), {}, InvalidType, "handler must be a function .*, not 5"),
+        (
+            ("memory://", 5, at_once(1)),
+            {},
+            InvalidType,
+            "handler must be a function of one message, or a BulkStrategy, not 5",
+        ),
         (("memory://", quietly, 5), {}, InvalidType, "strategy must be a strategy, not 5"),
         (("ftp://", quietly, at_once(1)), {}, InvalidValue, "the URL of a queue"),
         (("memory://", quietly, at_once(1)), {"max_held": 0}, InvalidValue, "max_held"),

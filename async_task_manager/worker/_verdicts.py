@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from async_task_manager._validate import number
@@ -15,7 +13,7 @@ from async_task_manager.strategies._retry_after import retry_after
 from async_task_manager.task import Outcome, Task
 from async_task_manager.worker._held import Held
 
-__all__ = ["Verdict", "described", "is_async", "verdict_of"]
+__all__ = ["Verdict", "described", "verdict_of"]
 
 logger = logging.getLogger("async_task_manager.worker")
 
@@ -73,11 +71,3 @@ def asked_for(error: BaseException) -> float:
     """Seconds from now that the error itself asks for."""
     instant, wall = retry_after(Outcome("failure", 0.0, 0.0, error), 0.0)
     return max(0.0, instant, wall - time.time())
-
-
-def is_async(handler: object) -> bool:
-    """Whether a call of it gives something to be awaited."""
-    inner = handler.func if isinstance(handler, partial) else handler
-    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(
-        getattr(inner, "__call__", None)  # noqa: B004  # of an object with an async __call__
-    )

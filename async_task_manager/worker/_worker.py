@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,18 +19,18 @@ from async_task_manager.errors import (
     StoreError,
 )
 from async_task_manager.manager import TaskManager
-from async_task_manager.queues import Message, MessageQueue, open_queue
+from async_task_manager.queues import MessageQueue, open_queue
 from async_task_manager.strategies import (
     BaseStrategy,
-    Chain,
-    ConcurrentLimitStrategy,
+    BulkStrategy,
     exponential,
 )
 from async_task_manager.task import Task
+from async_task_manager.worker._handlers import Handling, MessageHandler
 from async_task_manager.worker._held import Held, HeldMessages
 from async_task_manager.worker._leases import keep
 from async_task_manager.worker._settling import Settling
-from async_task_manager.worker._verdicts import Verdict, described, is_async, verdict_of
+from async_task_manager.worker._verdicts import Verdict, described, verdict_of
 
 __all__ = ["Worker", "WorkerStats"]
 
@@ -41,8 +38,6 @@ logger = logging.getLogger("async_task_manager.worker")
 
 WAIT = 20.0
 """Seconds of one long poll."""
-
-Handler = Callable[[Message], Any]
 
 
 @dataclass(slots=True)
@@ -77,7 +72,9 @@ class Worker:
     Args:
         queue: A queue, or its URL; of a URL the worker closes it again.
         handler: A function of one `Message`; an async one runs in the event loop, any other in a
-            thread. What it returns doesn't matter.
+            thread. What it returns doesn't matter. Or a `BulkStrategy`, whose handler gets lists of
+            messages: an exception in the list that it returns is the failure of that message alone.
+            It is the worker's then.
         strategy: What limits and orders the handling: messages are tasks whose metadata are their
             attributes.
         max_held: How many messages are held at most, at least 1: begun, or received ahead.
@@ -86,9 +83,9 @@ class Worker:
         backoff: Seconds until a message comes again, from how often it was received.
         grace: Seconds, at least 0, for what runs to finish after `stop`; then it is cancelled.
 
-    Ahead is received what the strategy has begun within a second of late, and at least one message:
-    where every second counts, priorities and turns reach that far, and over the whole queue where
-    that knows them (SQLite does).
+    Ahead is received what the strategy has begun within a second of late, one message or batch at
+    least. Among what is held, the strategy chooses; over the whole queue priorities and turns reach
+    where the queue knows them, as the one in SQLite does.
 
     Raises:
         InvalidValue, InvalidType: a parameter is out of range or has the wrong type.
@@ -97,7 +94,7 @@ class Worker:
     def __init__(
         self,
         queue: MessageQueue | str,
-        handler: Handler,
+        handler: MessageHandler | BulkStrategy,
         strategy: BaseStrategy,
         *,
         max_held: int = 1000,
@@ -108,29 +105,25 @@ class Worker:
     ) -> None:
         if not isinstance(queue, MessageQueue | str):
             raise InvalidType(f"queue must be a MessageQueue or a URL, not {queue!r}")
-        if not callable(handler):
-            raise InvalidType(f"handler must be a function of one message, not {handler!r}")
         if not isinstance(strategy, BaseStrategy):
             raise InvalidType(f"strategy must be a strategy, not {strategy!r}")
         if not callable(backoff):
             raise InvalidType(f"backoff must be a callable that gives seconds, not {backoff!r}")
         self.queue = open_queue(queue) if isinstance(queue, str) else queue
         self._owned = isinstance(queue, str)
-        self.handler = handler
         self.strategy = strategy
         self.max_held = whole("max_held", max_held, at_least=1)
         self.max_held_bytes = whole("max_held_bytes", max_held_bytes, at_least=1)
-        self.max_threads = whole("max_threads", max_threads, at_least=1)
         self.backoff = backoff
         self.grace = number("grace", grace, at_least=0)
         self._ran = False
-        self._sync = not is_async(handler)
-        self._threads: ThreadPoolExecutor | None = None
-        self.in_threads = 0
-        """Handlers that run in threads now: nothing can stop those."""
         self._stats = WorkerStats()
         self._held = HeldMessages()
-        self._window = 1
+        whole("max_threads", max_threads, at_least=1)
+        self._handling = Handling(handler, max_threads, self._held, self._begin)
+        self._least = min(self._handling.at_once, max_held)
+        self._window = self._least
+        """How many may wait here: what the chain begins in a second."""
         self._full = False
         """The last receive gave all that was asked for."""
         self._begun = 0
@@ -138,6 +131,11 @@ class Worker:
         self._stopping = asyncio.Event()
         self._moved = asyncio.Event()
         """Set when there may be room for more."""
+
+    @property
+    def in_threads(self) -> int:
+        """Handlers that run in threads now: nothing can stop those."""
+        return self._handling.busy
 
     def stop(self) -> None:
         """Receives no more, gives back at once what has not begun, and lets `run` end when the rest
@@ -192,7 +190,7 @@ class Worker:
                 loop.remove_signal_handler(n)
 
     async def _work(self, until_empty: bool) -> None:
-        self._manager = TaskManager(self._chain())
+        self._manager = TaskManager(self._handling.chain(self.strategy))
         self._settling = Settling(self.queue, self._settled)
         parts = [
             asyncio.create_task(part)
@@ -221,13 +219,6 @@ class Worker:
             if not part.cancelled():
                 part.result()
 
-    def _chain(self) -> BaseStrategy:
-        if self._sync:
-            self._threads = ThreadPoolExecutor(self.max_threads, "handler")
-            # What would wait for a thread waits in the chain: there it has its order.
-            return Chain(self.strategy, ConcurrentLimitStrategy(self.max_threads))
-        return self.strategy
-
     async def _finish(self, grace: float) -> None:
         """Ends what runs, gives back what has not begun, and tells the queue all of it."""
         self._settling.hurry()
@@ -242,8 +233,7 @@ class Worker:
         while len(self._held):
             self._moved.clear()
             await self._moved.wait()
-        if self._threads is not None:
-            self._threads.shutdown(wait=False)
+        self._handling.close()
 
     # ---- in ---------------------------------------------------------------------------------
 
@@ -300,43 +290,24 @@ class Worker:
         """Once a second: what has begun in it is what may be received ahead."""
         while True:
             await asyncio.sleep(1.0)
-            self._window = min(max(1, self._begun), self.max_held)
+            self._window = min(max(self._least, self._begun), self.max_held)
             self._begun = 0
             self._moved.set()
 
     def _start(self, held: Held) -> None:
-        message = held.message
-        metadata = dict(message.attributes)
+        metadata = dict(held.message.attributes)
         try:
-            task = self._manager.add_task(partial(self._handle, held), metadata)
+            task = self._manager.add_task(self._handling.work(held), metadata)
         except Exception as error:  # what a strategy has against it, it will have for ever
             self._settle(Verdict(held, "bury", reason=described(error)))
             return
         held.task = task
         task.add_done_callback(partial(self._ended, held))
 
-    # ---- the handler ------------------------------------------------------------------------
+    # ---- out --------------------------------------------------------------------------------
 
-    async def _handle(self, held: Held) -> None:
-        self._begin(held)
-        if self._threads is not None:
-            loop = asyncio.get_running_loop()
-            run = partial(copy_context().run, self._in_thread, held.message)
-            result = await loop.run_in_executor(self._threads, run)
-        else:
-            result = self.handler(held.message)
-        if inspect.isawaitable(result):
-            await result
-
-    def _in_thread(self, message: Message) -> Any:
-        self.in_threads += 1
-        try:
-            return self.handler(message)
-        finally:
-            self.in_threads -= 1
-
-    def _begin(self, held: Held | None) -> None:
-        if held is not None and self._held.begin(held):
+    def _begin(self, held: Held) -> None:
+        if self._held.begin(held):
             self._begun += 1
             self._moved.set()
 
@@ -348,14 +319,12 @@ class Worker:
             return
         if held.lost:
             self._forget(held)
-        elif task.state == "cancelled" and held.begun and self._sync:
+        elif task.state == "cancelled" and held.begun and self._handling.in_thread:
             # Its thread may go on: until its lease runs out, nobody else shall begin.
             logger.error("message %s: its thread can't be stopped", held.message.id)
             self._forget(held)
         else:
             self._settle(verdict_of(held, task, self.backoff, self._manager.time()))
-
-    # ---- out --------------------------------------------------------------------------------
 
     def _settle(self, verdict: Verdict) -> None:
         self._settling.add(verdict)
