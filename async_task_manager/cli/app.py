@@ -15,6 +15,9 @@ try:
 except ImportError as error:
     raise MissingExtra("cli", error.name or "typer") from error
 
+from async_task_manager.cli.queue import queue
+from async_task_manager.cli.worker import worker
+
 __all__ = ["app"]
 
 app = typer.Typer(
@@ -260,3 +263,7 @@ def serve(
             max_connections=max_connections,
         )
     )
+
+
+app.command()(worker)
+app.add_typer(queue)

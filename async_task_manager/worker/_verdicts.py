@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -16,6 +17,9 @@ from async_task_manager.worker._held import Held
 __all__ = ["Verdict", "described", "verdict_of"]
 
 logger = logging.getLogger("async_task_manager.worker")
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""What a terminal would obey, or take for the end of a line."""
 
 
 class Verdict(NamedTuple):
@@ -64,7 +68,8 @@ def described(error: BaseException) -> str:
         text = str(error)
     except Exception:
         text = ""
-    return f"{type(error).__name__}: {text}".rstrip(": ")[:1000]
+    told = f"{type(error).__name__}: {text}".rstrip(": ")
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], told)[:1000]
 
 
 def asked_for(error: BaseException) -> float:

@@ -23,6 +23,8 @@ from async_task_manager.queues import MessageQueue, open_queue
 from async_task_manager.strategies import (
     BaseStrategy,
     BulkStrategy,
+    Chain,
+    ConcurrentLimitStrategy,
     exponential,
 )
 from async_task_manager.task import Task
@@ -136,6 +138,25 @@ class Worker:
     def in_threads(self) -> int:
         """Handlers that run in threads now: nothing can stop those."""
         return self._handling.busy
+
+    def configure(
+        self,
+        queue: str | None = None,
+        max_concurrent: int | None = None,
+        max_threads: int | None = None,
+        grace: float | None = None,
+    ) -> None:
+        """Changes, before it runs, what is not None: another queue by its URL; at most so many
+        messages at once, whatever the strategy allows.
+        """
+        if queue is not None:
+            self.queue, self._owned = open_queue(queue), True
+        if max_concurrent is not None:
+            self.strategy = Chain(self.strategy, ConcurrentLimitStrategy(max_concurrent))
+        if max_threads is not None:
+            self._handling.max_threads = whole("max_threads", max_threads, at_least=1)
+        if grace is not None:
+            self.grace = number("grace", grace, at_least=0)
 
     def stop(self) -> None:
         """Receives no more, gives back at once what has not begun, and lets `run` end when the rest
