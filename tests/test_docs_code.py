@@ -108,6 +108,7 @@ EXAMPLES = [
     if path.name
     not in {
         "demo.py",  # HTTP in real time: below
+        "retry_and_cooldown.py",  # the same
         "fake_provider.py",  # serves until it is told to stop: test_fake_provider.py
     }
 ]
@@ -121,9 +122,10 @@ def test_an_example_runs(example: str, monkeypatch: pytest.MonkeyPatch) -> None:
     runpy.run_path(script, run_name="__main__")
 
 
-def test_the_demo_breaks_no_limit() -> None:
-    demo = subprocess.run(
-        [sys.executable, "examples/demo.py"],
+def output_of(example: str) -> str:
+    """What it prints, in a process of its own."""
+    ran = subprocess.run(
+        [sys.executable, f"examples/{example}"],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -132,8 +134,19 @@ def test_the_demo_breaks_no_limit() -> None:
         timeout=120,
         check=False,
     )
-    assert demo.returncode == 0, demo.stdout
-    assert "429s: 0" in demo.stdout
+    assert ran.returncode == 0, ran.stdout
+    return ran.stdout
+
+
+def test_the_demo_breaks_no_limit() -> None:
+    assert "429s: 0" in output_of("demo.py")
+
+
+def test_who_listens_to_the_server_is_refused_less() -> None:
+    rows = [line.split()[-4:] for line in output_of("retry_and_cooldown.py").splitlines()[1:]]
+    alone, cooled, heard = (int(refused) for _, refused, _, _ in rows)
+    assert [done for _, _, done, _ in rows] == ["40"] * 3
+    assert alone > cooled > heard == 0
 
 
 PAGE = """\
