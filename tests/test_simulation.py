@@ -8,7 +8,8 @@ import random
 import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
-from datetime import UTC, datetime
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +29,7 @@ from async_task_manager import (
 )
 from async_task_manager.simulation import (
     Job,
+    SimulatedFailure,
     Waits,
     compare,
     generate,
@@ -40,17 +42,28 @@ from async_task_manager.simulation import (
 from async_task_manager.simulation.words import span
 from async_task_manager.simulation.workload import sampler
 from async_task_manager.strategies import (
+    AdaptiveStrategy,
     BaseStrategy,
+    BulkStrategy,
+    CircuitBreakerStrategy,
     ConcurrentLimitStrategy,
+    CooldownStrategy,
+    DeadlineStrategy,
     DelayedStrategy,
+    FairShareStrategy,
     FixedWindowStrategy,
+    Limit,
     PriorityQueueStrategy,
     Provider,
     ProviderRouterStrategy,
     RetryStrategy,
     SlidingWindowStrategy,
+    Source,
     TimeBasedStrategy,
+    TokenBucketStrategy,
+    WeightedRoundRobinStrategy,
     exponential,
+    fixed,
 )
 from async_task_manager.testing import run_virtual
 
@@ -75,7 +88,8 @@ def workload(seed: int) -> list[Job]:
     coarse = rng.random() < 0.5
     at, jobs = 0.0, []
     for i in range(rng.randint(5, 40)):
-        at += rng.choice([0, 0, 0.25, 0.5]) if coarse else rng.random()
+        # What comes at the very instant of an end may come before it or after: never so here.
+        at += rng.choice([0, 0, 0.25, 0.5]) + rng.random() / 1000 if coarse else rng.random()
         metadata = {
             "number": i,
             "user": rng.choice("ab"),
@@ -91,14 +105,18 @@ def workload(seed: int) -> list[Job]:
     return jobs
 
 
-async def really(chain: Chain, jobs: list[Job]) -> list[tuple[Any, float | None, float | None]]:
-    """What the manager makes of the jobs: id, start, end, in order of start."""
-    begun: list[Any] = []
+async def really(chain: Chain, jobs: list[Job]) -> list[tuple[Any, float, float]]:
+    """What the manager makes of the jobs: id, start and end of every attempt."""
+    attempts: list[tuple[Any, float, float]] = []
     tasks: dict[Any, Task[None]] = {}
+    clock = asyncio.get_running_loop().time
 
     async def work(job: Job) -> None:
-        begun.append(job.id)
+        began = clock()
         await asyncio.sleep(job.duration)
+        attempts.append((job.id, START + began, START + clock()))
+        if tasks[job.id].attempt <= job.failures:
+            raise SimulatedFailure("as the workload has it")
 
     async with TaskManager(chain) as manager:
         for job in jobs:
@@ -112,7 +130,10 @@ async def really(chain: Chain, jobs: list[Job]) -> list[tuple[Any, float | None,
         await asyncio.sleep(1000)
         for task in tasks.values():
             task.cancel()  # what waits for a provider that is switched off
-    return [(id, tasks[id].started_at, tasks[id].finished_at) for id in begun]
+    for task in tasks.values():
+        if task.state in ("failed", "rejected"):
+            task.exception()  # seen
+    return attempts
 
 
 def test_it_does_what_the_manager_does() -> None:
@@ -129,6 +150,100 @@ def test_it_does_what_the_manager_does() -> None:
         assert sorted(seen) == sorted(told), f"seed {seed}"
         compared += len(seen)
     assert compared > 1_000
+
+
+POLICIES: Any = ("ordered", "weighted", "least_loaded", "fastest", "earliest")
+
+
+def any_stages(rng: random.Random) -> list[BaseStrategy]:
+    """A chain with something of all that there is."""
+    found: list[BaseStrategy] = [RetryStrategy(3, backoff=fixed(rng.choice([0.5, 1.1])))]
+    if rng.random() < 0.5:
+        found.append(
+            FairShareStrategy(
+                key="user",
+                by=rng.choice(["levels", "share"]),
+                maximum=rng.choice([None, 2]),
+            )
+        )
+    else:
+        found.append(rng.choice([PriorityQueueStrategy(), DeadlineStrategy(key="due")]))
+    limits: list[Callable[[], Limit]] = [
+        lambda: CircuitBreakerStrategy(
+            min_calls=2, cooldown=rng.choice([1, 3]), key=rng.choice([None, "model"])
+        ),
+        lambda: CircuitBreakerStrategy(min_calls=2, cooldown=2, on_open="reject"),
+        lambda: CooldownStrategy(key=rng.choice([None, "user"]), default_seconds=1.5),
+        lambda: AdaptiveStrategy(initial_limit=3, algorithm=rng.choice(["aimd", "gradient"])),
+        lambda: TokenBucketStrategy(2, 3, cost="tokens", default_cost=1),
+        lambda: SlidingWindowStrategy(4, 2, key=rng.choice([None, "user"])),
+        lambda: ConcurrentLimitStrategy(rng.choice([1, 3])),
+    ]
+    found += [make() for make in rng.sample(limits, rng.randint(1, 3))]
+    if rng.random() < 0.5:
+        providers = [
+            Provider(name, [make() for make in rng.sample(limits, rng.randint(0, 2))])
+            for name in ("P1", "P2")
+        ]
+        found.append(ProviderRouterStrategy(providers, policy=rng.choice(POLICIES)))
+    elif rng.random() < 0.3:
+        found.append(WeightedRoundRobinStrategy({"P1": 2, "P2": 1}))
+    return found
+
+
+def test_it_does_what_the_manager_does_with_all_strategies_and_failures() -> None:
+    compared = failed = 0
+    for seed in range(150):
+        rng = random.Random(seed)
+        jobs = workload(seed)
+        for job in jobs:
+            job.failures = rng.choice([0, 0, 0, 1, 2, 5])
+            assert job.metadata is not None
+            job.metadata["due"] = timedelta(seconds=rng.choice([1, 5, 50]))
+        told = run_virtual(really(Chain(*any_stages(random.Random(seed))), jobs))
+        report = simulate(Chain(*any_stages(random.Random(seed))), jobs, start=START)
+        attempts = report.timeline[0]
+        columns = zip(attempts.task, attempts.start, attempts.end, strict=True)
+        seen = [(jobs[place].id, START + start, START + end) for place, start, end in columns]
+        assert sorted(seen) == sorted(told), f"seed {seed}"
+        compared += len(seen)
+        failed += report.failed
+    assert compared > 3_000
+    assert failed > 100
+
+
+def test_a_chain_that_makes_batches() -> None:
+    async def insert(rows: list[Any]) -> list[Any]:
+        raise AssertionError("nothing is run")
+
+    chain = Chain(BulkStrategy(insert, max_size=3, max_wait=1.0), ConcurrentLimitStrategy(1))
+    jobs = [Job(0.0, 2.0), Job(0.0, 5.0), Job(0.0, 1.0), Job(0.5, 1.0, actual=3.0)]
+    report = simulate(chain, jobs)
+    attempts = report.timeline[0]
+    assert list(attempts.start) == [0.0, 0.0, 0.0, 5.0]  # full; then the first call has the slot
+    assert list(attempts.end) == [5.0, 5.0, 5.0, 6.0]
+    assert report.succeeded == 4
+
+
+def test_a_schedule_uses_up_limits_and_does_not_count() -> None:
+    class Every(Source):
+        """A task of its own every two seconds, that takes no time."""
+
+        def __init__(self) -> None:
+            self.next = 0.0
+
+        def next_due(self, now: float) -> float:
+            return self.next
+
+        def emit(self, now: float) -> list[Task]:
+            self.next += 2
+            return [Task(partial(asyncio.sleep, 1), {"cost": 7 if now == 4 else 1})]
+
+    chain = Chain(Every(), SlidingWindowStrategy(3, 10, cost="units"))
+    jobs = [Job(1.0, 1.0, {"cost": 1}), Job(3.0, 1.0, {"cost": 1})]
+    report = simulate(chain, jobs)
+    assert (report.tasks, report.attempts) == (2, 2)
+    assert list(report.timeline[0].start) == [1.0, 10.0]  # two of the window are the schedule's
 
 
 # ---- by hand ------------------------------------------------------------------------------------

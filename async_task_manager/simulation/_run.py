@@ -17,7 +17,7 @@ from async_task_manager.simulation._series import Series
 from async_task_manager.simulation.report import Attempts, Report
 from async_task_manager.simulation.workload import Job
 from async_task_manager.strategies._snapshot import snapshot_of
-from async_task_manager.strategies.base import BaseStrategy
+from async_task_manager.strategies.base import BaseStrategy, Item
 from async_task_manager.strategies.chain import Chain
 from async_task_manager.task import Outcome, Task
 
@@ -99,6 +99,9 @@ class _Simulation:
         self.attempts = Attempts()
         self.series = Series(chain)
         self.began = 0.0
+        # In a chain that makes batches, every job is one of those that are collected.
+        self.work = Item(None) if chain.batches is not None else _nothing
+        self.exhausted = False
 
     def run(self, workload: Iterable[Job], start: float, until: float | None) -> Report:
         self.began = start
@@ -108,7 +111,8 @@ class _Simulation:
         def over(now: float) -> bool:
             if now >= self.series.next:
                 self.series.note(now)
-            return now >= last
+            # A schedule goes on for ever.
+            return now >= last or (self.exhausted and self.ends.total() == len(self.arrived))
 
         ended = run_ahead(
             self.chain,
@@ -138,35 +142,48 @@ class _Simulation:
             if not job.duration >= 0:  # NaN isn't, either
                 raise InvalidValue(f"a duration must be at least 0 seconds: {job!r}")
             before = job.at
-            task = _Simulated(_nothing, job.metadata)
+            task = _Simulated(self.work, job.metadata)
             task.job, task.place = job, place
             arrived.append(job.at)
             ids.append(place if job.id is None else job.id)
             classes.note(self.class_of(job.metadata))
             users.note(self.user_of(job.metadata))
             yield job.at, task
+        self.exhausted = True
+
+    # Tasks that a strategy makes by itself (a schedule) use up limits, and are no part of the
+    # report.
 
     def started(self, task: Any, now: float) -> None:
+        if task.__class__ is not _Simulated:
+            return
         attempts = self.attempts
         task.seat = len(attempts.start)
         attempts.task.append(task.place)
         attempts.start.append(now)
         attempts.end.append(nan)
-        self.providers.note(task._run.provider)
+        run: Any = task._run
+        self.providers.note(run.provider)
 
     def outcome(self, task: Any, began: float, now: float) -> Outcome:
-        job = task.job
+        if task.__class__ is not _Simulated:
+            return Outcome("success", began, now)
+        job: Job = task.job
+        run: Any = task._run
         self.attempts.end[task.seat] = now
-        if job.actual is not None:
+        if job.actual is not None and run.grants is not None:  # a batch has its members'
             self.chain.settle(task, job.actual, now)
-        if job.failures >= task._run.attempt:
+        if job.failures >= run.attempt:
             return Outcome("failure", began, now, SimulatedFailure("as the workload has it"))
         return Outcome("success", began, now)
 
     def ended(self, task: Any, outcome: Outcome, now: float) -> None:
-        self.ends[task._state] += 1
+        if task.__class__ is _Simulated:
+            self.ends[task._state] += 1
 
     def gone(self, task: Any, error: Exception, now: float) -> None:
+        if task.__class__ is not _Simulated:
+            return
         self.ends[task._state] += 1
         self.refusals[f"{type(error).__name__}"] += 1
 
@@ -189,7 +206,10 @@ class _Names:
 
 
 def _lasts(task: Any) -> float:
-    return task.job.duration  # type: ignore[no-any-return]  # a Job's
+    """A call takes as long as the longest of its jobs; what nobody planned, no time."""
+    if task.__class__ is _Simulated:
+        return task.job.duration
+    return max((member.job.duration for member in getattr(task, "members", ())), default=0.0)
 
 
 def _reader(field: Any) -> Callable[[dict[str, Any] | None], Any]:
