@@ -58,6 +58,7 @@ from async_task_manager.strategies.base import (
     WallTime,
     _Home,
 )
+from async_task_manager.strategies.cost_estimator import CostEstimator
 from async_task_manager.task import Outcome, Task
 
 __all__ = ["Oracle"]
@@ -532,12 +533,21 @@ class Oracle:
     def settle(self, task: Task[Any], actual: float | dict[str, float], now: float) -> None:
         self.now = now
         entry = self.entries[task]
+        learned: list[CostEstimator] = []
         for limit, grant, _ in entry.grants:
-            if isinstance(limit.cost, str):
-                value = actual.get(limit.cost) if isinstance(actual, dict) else actual
+            cost = limit.cost
+            unit = cost.unit if isinstance(cost, CostEstimator) else cost
+            if isinstance(unit, str):
+                value = actual.get(unit) if isinstance(actual, dict) else actual
                 if value is not None:
                     limit.settle(grant, value, now)
+                    if isinstance(cost, CostEstimator) and cost not in learned:
+                        learned.append(cost)
         self.regroup(entry.groups, now)
+        for estimator in learned:
+            assert estimator.unit is not None
+            value = actual[estimator.unit] if isinstance(actual, dict) else actual
+            estimator.settled(task, value)
 
     def observe(self, task: Task[Any], sample: Any, now: float) -> None:
         self.now = now

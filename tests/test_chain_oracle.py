@@ -47,6 +47,7 @@ from async_task_manager.strategies.chain import Chain
 from async_task_manager.strategies.circuit_breaker import CircuitBreakerStrategy
 from async_task_manager.strategies.concurrent_limit import ConcurrentLimitStrategy
 from async_task_manager.strategies.cooldown import CooldownStrategy
+from async_task_manager.strategies.cost_estimator import CostEstimator
 from async_task_manager.strategies.deadline import DeadlineStrategy
 from async_task_manager.strategies.delayed import DelayedStrategy
 from async_task_manager.strategies.fair_share import FairShareStrategy
@@ -173,9 +174,17 @@ class RetryFailures(Feedback):
 async def nothing() -> None: ...
 
 
+def thought(task: Task[Any]) -> float:
+    """What a task is thought to cost, where that is learned."""
+    tokens: float = task.metadata.get("cost", {}).get("tokens", 1)
+    return tokens
+
+
 def limit(rng: random.Random) -> Limit:
     key = rng.choice([None, None, "user", "model"])
     cost: Any = rng.choice([None, None, "tokens", 2, 0.5])
+    if cost == "tokens" and rng.random() < 0.3:
+        cost = CostEstimator(thought, unit="tokens", min_samples=1, quantile=0.5, maximum=5)
     default = rng.choice([1, 1, 1, None]) if cost == "tokens" else None
     kinds = ["concurrent", "concurrent", "sliding", "fixed", "bucket", "delayed"]
     kind = rng.choice([*kinds, "failfast", "cooldown", "breaker", "adaptive"])
@@ -779,7 +788,7 @@ class Life:
     def judge(self) -> None:
         """No limit was exceeded, as far as the history alone tells."""
         for limit in self.chain.limits():
-            if id(limit) in self.touched:
+            if id(limit) in self.touched or isinstance(limit.cost, CostEstimator):
                 continue
             by_key: dict[Hashable, list[tuple[Attempt, Cost]]] = {}
             for attempt in self.attempts:

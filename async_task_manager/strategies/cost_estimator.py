@@ -274,7 +274,9 @@ class CostEstimator:
         memo[id(self)] = twin
         twin._all = copy.deepcopy(self._all)
         twin._keys = {key: copy.deepcopy(ratios) for key, ratios in self._keys.items()}
-        twin._settled = WeakKeyDictionary()
+        # By the tasks of the copied chain, where there is one: what they settle may be corrected.
+        settled = [(memo.get(id(task), task), said) for task, said in self._settled.items()]
+        twin._settled = WeakKeyDictionary(settled)
         return twin
 
     def __repr__(self) -> str:
