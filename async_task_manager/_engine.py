@@ -100,6 +100,7 @@ class Engine:
         self._offset = 0.0
 
         self._stamps = self._chain.stamps
+        self._late = False  # whether tasks themselves say when they count
         self._polls = self._chain.foreign is not None
 
         self._started = False  # ever
@@ -391,11 +392,24 @@ class Engine:
         elif self._observers:
             self._observers.started(task, now)
         if self._stamps:
-            try:
-                if self._chain.begun(task, now) and not self._pumping:
-                    self._look(now)
-            except Exception as error:
-                self._break(self._chain.blame(error))
+            if self._late:
+                task._run.stamped = False  # type: ignore[union-attr]  # as above
+            else:
+                self._stamp(task, now)
+
+    def stamp(self, task: Task[Any]) -> None:
+        """The task says that what the windows count happens now."""
+        run = task._run
+        if run is not None and run.stamped is False:
+            run.stamped = True
+            self._stamp(task, self._clock())
+
+    def _stamp(self, task: Task[Any], now: float) -> None:
+        try:
+            if self._chain.begun(task, now) and not self._pumping:
+                self._look(now)
+        except Exception as error:
+            self._break(self._chain.blame(error))
 
     def ended(self, task: Task[Any], kind: TaskState, value: Any) -> None:
         """An attempt is over: permits go back, waiters are told, or it is queued again."""
@@ -408,6 +422,8 @@ class Engine:
         if now < self._now:
             now = self._now
         run.finished = self._now = now
+        if self._late and run.started is not None:
+            self.stamp(task)  # it never said when
         struck = last = False
         if task._options is not None:
             struck = task._options.expired is not None

@@ -93,6 +93,9 @@ class TaskManager(Engine):
             one that the orders of the chain put last (the rank of a group doesn't count), be
             it the new one: it ends with `TaskDropped`. `put` waits for room instead.
         history: How many ended tasks are kept for `history` and `status`.
+        stamp: From when on a task counts in windows: ``"start"``, its first instruction; or
+            ``"said"``, when the work says ``current_task().stamp()``: for work that takes a while
+            to come to the point, such as connecting before a request can leave.
 
     ``async with TaskManager(...) as manager`` starts it, and on leaving waits until everything is
     done. By hand: ``run()``, or ``idle()`` and later ``stop()``.
@@ -111,12 +114,15 @@ class TaskManager(Engine):
         max_queued: int | None = None,
         overflow: Literal["raise", "drop_oldest", "drop_lowest"] = "raise",
         history: int = 0,
+        stamp: Literal["start", "said"] = "start",
     ) -> None:
+        one_of("stamp", stamp, ("start", "said"))
         number("poll_interval", poll_interval, above=0)
         optional(whole, "max_queued", max_queued, at_least=1)
         one_of("overflow", overflow, OVERFLOW)
         whole("history", history, at_least=0)
         super().__init__(strategy, poll_interval)
+        self._late = stamp == "said"
         self._autostart = autostart
         self._by_id: dict[int, Task[Any]] | None = None
         self._ended: deque[Task[Any]] = deque(maxlen=history)

@@ -141,6 +141,7 @@ class Host(Accounts, Protocol):
     def cancel(self, task: Task[Any]) -> bool: ...
     def settle(self, task: Task[Any], actual: Any) -> None: ...
     def observe(self, task: Task[Any], sample: Any) -> None: ...
+    def stamp(self, task: Task[Any]) -> None: ...
     def waits(self, task: Task[Any], other: Task[Any]) -> None: ...
     def waits_no_more(self, task: Task[Any], other: Task[Any]) -> None: ...
 
@@ -179,6 +180,7 @@ class Run:
         "grants",
         "provider",
         "rate_limited",
+        "stamped",
         "started",
         "value",
     )
@@ -195,6 +197,8 @@ class Run:
     actual: float | dict[str, float] | None
     errors: deque[BaseException] | None
     rate_limited: int
+    stamped: bool | None
+    """Whether it has said that it counts from now on; None: it counts from its start."""
 
     def __getattr__(self, name: str) -> Any:
         # Slots are filled when the thing happens, for speed; until then each reads as nothing.
@@ -511,6 +515,21 @@ class Task(Generic[T_co]):
         host = self._host()
         if host is not None:
             host.observe(self, sample)
+
+    def stamp(self) -> None:
+        """Says that what the limits count happens now: the request leaves.
+
+        For a manager with ``stamp="said"``: until it is said, the task takes its room in every
+        window, and counts in it from then on; never said, from its end. Said twice, or to another
+        manager, it changes nothing.
+
+        Raises:
+            InvalidState: it doesn't run.
+        """
+        self._running("stamp")
+        host = self._host()
+        if host is not None:
+            host.stamp(self)
 
     def _running(self, what: str) -> Run:
         """The attempt that runs, with its permits."""

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 
+from benchmarks.http import http
 from benchmarks.others import keys, latency, limits, memory, moves, queues, virtual
 from benchmarks.peers import peers
 from benchmarks.report import Row, draw, print_rows, write_rows
@@ -23,6 +24,7 @@ GROUPS = {
     "virtual": virtual,
     "moves": moves,
     "peers": peers,
+    "http": http,
 }
 
 

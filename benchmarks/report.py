@@ -33,7 +33,9 @@ class Row:
         if self.bar is None:
             return ""
         met = self.value >= self.bar if self.at_least else self.value <= self.bar
-        return "reached" if met else f"missed: {self.value / self.bar:.2f} of the bar"
+        if met:
+            return "reached"
+        return f"missed: {self.value / self.bar:.2f} of the bar" if self.bar else "missed"
 
     def cells(self) -> tuple[str, str, str, str, str]:
         """As text."""

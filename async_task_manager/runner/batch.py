@@ -85,7 +85,7 @@ class Batch:
         self._settled = {provider.name: provider.settled for provider in enabled.providers}
         self._chain = build_chain(enabled)
         router = next(s for s in self._chain.stages if isinstance(s, ProviderRouterStrategy))
-        self._manager = TaskManager(self._chain)
+        self._manager = TaskManager(self._chain, stamp="said")
         self.summary = Summary(enabled, router)
         """The counts so far."""
         self.interrupted = False
@@ -249,16 +249,10 @@ class Batch:
         assert task is not None and task.provider is not None
         provider, began = task.provider, self._manager.time()
         entry = self._open[task]
-        try:
-            at = round(self._manager.epoch + began, 6)
-            self._ledger.begun(request.id, provider, at, entry.cost, entry.keys)
-        except Exception as error:
-            self._fail(error)
-            raise
-        self.summary.begun(provider, began)
         status, ok = None, False
+        self.summary.began(provider)
         try:
-            answer = await self._client.send(request, provider)
+            answer = await self._client.send(request, provider, partial(self._leaves, task, entry))
             status, ok = answer.status, True
             self._settle(task, entry, answer.content)
             return answer
@@ -270,6 +264,20 @@ class Batch:
             seconds = self._manager.time() - began
             entry.ran += seconds
             self.summary.answered(provider, seconds, status, ok)
+
+    def _leaves(self, task: Task[Any], entry: _Open) -> None:
+        """The request is about to be written: now it counts, and not when a connection was sought,
+        since the provider counts what arrives.
+        """
+        provider, now = task.provider or "", self._manager.time()
+        try:
+            at = round(self._manager.epoch + now, 6)
+            self._ledger.begun(entry.request.id, provider, at, entry.cost, entry.keys)
+        except Exception as error:
+            self._fail(error)
+            raise
+        task.stamp()
+        self.summary.left(provider, now)
 
     def _settle(self, task: Task[Any], entry: _Open, content: Any) -> None:
         """What it really cost, where the answer says so."""

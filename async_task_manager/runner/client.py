@@ -23,7 +23,7 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import Self
 
     from async_task_manager.config import ProviderConfig
@@ -50,8 +50,10 @@ class Client:
         tls = httpx.create_ssl_context()  # which takes a while: one for all
         self._pools = {provider.name: _Pool(provider, tls) for provider in providers}
 
-    async def send(self, request: Request, provider: str) -> Answer:
+    async def send(self, request: Request, provider: str, leaves: Callable[[], None]) -> Answer:
         """The answer: parsed if it is JSON, else as text; what is no text, {"base64": "..."}.
+
+        Once connected, and just before anything is written, it calls ``leaves``.
 
         Raises:
             HttpFailure: it is no 2xx; RateLimited as well, if it asks to slow down; NonRetryable,
@@ -59,7 +61,7 @@ class Client:
             TimeoutError: there was none within the provider's ``timeout``.
             httpx.HTTPError: there was none for another reason.
         """
-        return await self._pools[provider].send(request)
+        return await self._pools[provider].send(request, leaves)
 
     async def __aenter__(self) -> Self:
         # httpx loads its network backend with the first request, which takes long enough to make
@@ -94,7 +96,11 @@ class _Pool:
             trust_env=False,
         )
 
-    async def send(self, request: Request) -> Answer:
+    async def send(self, request: Request, leaves: Callable[[], None]) -> Answer:
+        async def trace(event: str, info: object) -> None:
+            if event == "http11.send_request_headers.started":
+                leaves()
+
         try:
             async with asyncio.timeout(self.timeout):
                 response = await self.http.request(
@@ -102,6 +108,7 @@ class _Pool:
                     url_of(request, self.base),
                     headers=request.headers,
                     content=request.content,
+                    extensions={"trace": trace},
                 )
         except TimeoutError:
             raise TimeoutError(f"no answer within {self.timeout:g} s") from None

@@ -109,11 +109,14 @@ class Summary:
         """The run starts."""
         self._began = time.monotonic()
 
-    def begun(self, name: str, now: float) -> None:
+    def began(self, name: str) -> None:
+        """An attempt begins."""
+        self.providers[name].running += 1
+
+    def left(self, name: str, now: float) -> None:
         """A request is being sent. Use is at its peak at such instants."""
         provider = self.providers[name]
         provider.sent += 1
-        provider.running += 1
         for use in provider.limits:
             use.note(now)
 
