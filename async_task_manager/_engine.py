@@ -207,6 +207,11 @@ class Engine:
             self._chain.set_wall_offset(offset, now)
         self._wall_timer = None
 
+    def look_at_wall(self) -> None:
+        """While nothing goes by the wall clock, nobody looks at it: something does from now on."""
+        if self._going and self._wall_timer is None and _get_running_loop() is self._loop:
+            self._check_wall()
+
     def wake(self) -> None:
         """Has the chain asked in the next turn of the loop."""
         if not self._pumping and self._going and not self._ending:

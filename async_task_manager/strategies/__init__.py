@@ -49,7 +49,7 @@ from async_task_manager.strategies.provider_router import Provider, ProviderRout
 from async_task_manager.strategies.resources import Resources
 from async_task_manager.strategies.retry import RetryBudget, RetryStrategy
 from async_task_manager.strategies.sliding_window import SlidingWindowStrategy
-from async_task_manager.strategies.time_based import TimeBasedStrategy
+from async_task_manager.strategies.time_based import Schedule, TimeBasedStrategy
 from async_task_manager.strategies.token_bucket import TokenBucketStrategy
 from async_task_manager.strategies.weighted_round_robin import WeightedRoundRobinStrategy
 
@@ -90,6 +90,7 @@ __all__ = [
     "Router",
     "Sample",
     "Sampling",
+    "Schedule",
     "SlidingWindowStrategy",
     "Source",
     "TimeBasedStrategy",

@@ -42,6 +42,9 @@ class ByHand:
     def wake(self) -> None:
         pass
 
+    def look_at_wall(self) -> None:
+        pass
+
     def begun(self, task: Task[Any]) -> None:
         chain = self._chain()
         assert chain is not None

@@ -219,6 +219,12 @@ class Role(BaseStrategy):
     def set_wall_offset(self, offset: float, now: float) -> None:
         """Wall time (epoch seconds) is chain time plus ``offset`` from this ``now`` on."""
 
+    def awaits_wall_time(self, queued: int) -> bool:
+        """Whether a step of the wall clock would change what happens next, with so many tasks
+        queued: then somebody looks at the clock once a second. Asked if it `uses_wall_time`.
+        """
+        return queued > 0
+
     def sampling(self, now: float) -> Sampling | None:
         """What is to be measured from now on; None: nothing, as long as nobody needs it.
 

@@ -210,7 +210,7 @@ class Chain(BaseStrategy):
         for policy in mine.values():
             policy._home = _Home(self)
         self._bound = mine
-        self._by_wall = any(policy.uses_wall_time for policy in mine.values())
+        self._by_wall = tuple(policy for policy in mine.values() if policy.uses_wall_time)
         self.sampled = tuple(p for p in mine.values() if type(p).sampling is not Role.sampling)
         """Policies for which something may have to be measured."""
 
@@ -770,7 +770,9 @@ class Chain(BaseStrategy):
         """Whether something that waits depends on the wall clock."""
         if self._wall_bounds.heap:
             return True
-        return self._by_wall and self.queued > 0
+        if not self._by_wall:
+            return False
+        return any(policy.awaits_wall_time(self.queued) for policy in self._by_wall)
 
     @property
     def makes_tasks(self) -> bool:
@@ -782,6 +784,10 @@ class Chain(BaseStrategy):
         dispatch = self.dispatch
         if self.batches is not None and policy is self.batches.collector:
             self.batches.changed()
+        if isinstance(policy, Source):  # it may have waited to be told the time
+            if policy.uses_wall_time:
+                self.host.look_at_wall()
+            policy.next_due(self.host.time())
         if isinstance(policy, Limit):
             dispatch.limit_changed(policy, key)
         if isinstance(dispatch, Dispatch):

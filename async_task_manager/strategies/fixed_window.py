@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Hashable, Iterable
-from datetime import UTC, date, datetime, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from fractions import Fraction
 from math import floor, inf
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from async_task_manager._validate import exact, number, one_of
-from async_task_manager.errors import InvalidType, InvalidValue
+from async_task_manager.errors import InvalidValue
+from async_task_manager.strategies._clocks import first_instant, zone_of
 from async_task_manager.strategies._heard import Heard, said_to
 from async_task_manager.strategies._keys import (
     States,
@@ -131,7 +131,7 @@ class FixedWindowStrategy(Limit):
         if timezone is not None and not self._by_clock:
             raise InvalidValue(f"timezone={timezone!r} needs align='clock'")
         self._timezone = timezone
-        self._zone = _zone(timezone) if self._by_clock else UTC
+        self._zone = zone_of(timezone) if self._by_clock else UTC
         self._window = self._checked(window_seconds)
         self._slack = plain(number("slack", slack, at_least=0))
         self._offset = 0.0
@@ -394,24 +394,6 @@ class FixedWindowStrategy(Limit):
         )
 
 
-def _zone(timezone: object) -> tzinfo:
-    if timezone is None:
-        return UTC
-    if isinstance(timezone, tzinfo):
-        return timezone
-    if not isinstance(timezone, str):
-        raise InvalidType(f"timezone must be an IANA name, a tzinfo or None, not {timezone!r}")
-    from zoneinfo import ZoneInfo  # slow to load, and few need it
-
-    try:
-        return ZoneInfo(timezone)
-    except (ValueError, OSError, KeyError):  # a malformed name, a directory's name, an unknown name
-        raise InvalidValue(
-            f"timezone must be an IANA name such as 'America/Los_Angeles', not {timezone!r} "
-            "(on a system without time zones: pip install tzdata)"
-        ) from None
-
-
 def _next_border(window: float | str, zone: tzinfo, wall: float) -> float:
     """When the clock's next window begins, the first after ``wall``, both in epoch seconds."""
     if not isinstance(window, str):
@@ -432,19 +414,6 @@ def _next_border(window: float | str, zone: tzinfo, wall: float) -> float:
             day += timedelta(days=1)
         else:
             day = (day.replace(day=1) + timedelta(days=32)).replace(day=1)
-        border = _beginning(day, zone)
+        border = first_instant(datetime(day.year, day.month, day.day), zone)
         if border > second:
             return border
-
-
-def _beginning(day: date, zone: tzinfo) -> int:
-    """The first instant (epoch seconds) at which the zone has this day, or a later one."""
-    midnight = datetime(day.year, day.month, day.day, tzinfo=zone)
-    # Where midnight comes twice, fold 0 is the first; where it does not exist, the two enclose the
-    # gap the other way round (PEP 495).
-    late, early = (int(midnight.replace(fold=fold).timestamp()) for fold in (0, 1))
-    if late <= early:
-        return late
-    return early + bisect_left(
-        range(early, late), True, key=lambda s: datetime.fromtimestamp(s, zone).date() >= day
-    )

@@ -1,0 +1,54 @@
+"""Local time: zones by name, and the instants at which their clocks show something."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from datetime import UTC, datetime, tzinfo
+
+from async_task_manager.errors import InvalidType, InvalidValue
+
+__all__ = ["first_instant", "zone_of"]
+
+
+def zone_of(timezone: object) -> tzinfo:
+    """The zone of an IANA name, or the tzinfo that is given; None: UTC.
+
+    Raises:
+        InvalidValue, InvalidType: it is none.
+    """
+    if timezone is None or timezone == "UTC":
+        return UTC
+    if isinstance(timezone, tzinfo):
+        return timezone
+    if not isinstance(timezone, str):
+        raise InvalidType(f"timezone must be an IANA name, a tzinfo or None, not {timezone!r}")
+    from zoneinfo import ZoneInfo  # slow to load, and few need it
+
+    try:
+        return ZoneInfo(timezone)
+    except (ValueError, OSError, KeyError):  # a malformed name, a directory's name, an unknown name
+        raise InvalidValue(
+            f"timezone must be an IANA name such as 'America/Los_Angeles', not {timezone!r} "
+            "(on a system without time zones: pip install tzdata)"
+        ) from None
+
+
+def first_instant(local: datetime, zone: tzinfo) -> int:
+    """The first instant (epoch seconds) at which the zone's clocks show this time, or a later one.
+
+    Args:
+        local: Naive, to the second. Where it comes twice, the first counts; where it doesn't exist,
+            the end of the gap does.
+        zone: Whose clocks.
+    """
+    # Where a time comes twice, fold 0 is the first; where it does not exist, the two enclose the
+    # gap the other way round (PEP 495).
+    aware = local.replace(tzinfo=zone)
+    late, early = (int(aware.replace(fold=fold).timestamp()) for fold in (0, 1))
+    if late <= early:
+        return late
+    return early + bisect_left(range(early, late), True, key=lambda s: _shown(s, zone) >= local)
+
+
+def _shown(second: int, zone: tzinfo) -> datetime:
+    return datetime.fromtimestamp(second, zone).replace(tzinfo=None)
