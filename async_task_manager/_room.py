@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +32,8 @@ class Room:
         self.overflow = overflow
         self.victims: Victims | None = None
         if overflow != "raise":
-            self.victims = Victims(Longest if overflow == "drop_oldest" else Lowest)
+            lowest = partial(Lowest, chain.last_rank)
+            self.victims = Victims(Longest if overflow == "drop_oldest" else lowest)
         self.waiters: deque[asyncio.Future[None]] = deque()
         self.invited = 0
         """Waiters that were told to come in, and have not yet."""
@@ -94,9 +97,9 @@ class Room:
 class Victims:
     """Queued tasks, the one that goes first on top of a heap."""
 
-    def __init__(self, entry: type[Longest | Lowest]) -> None:
+    def __init__(self, entry: Callable[[Task[Any]], Longest]) -> None:
         self._entry = entry
-        self._heap: list[Longest | Lowest] = []
+        self._heap: list[Longest] = []
         self._sweep_at = 64
 
     def push(self, task: Task[Any]) -> None:
@@ -132,15 +135,16 @@ class Longest:
 class Lowest(Longest):
     """The task of the lowest rank goes first, of several the one that came last."""
 
-    __slots__ = ("rank",)
+    __slots__ = ("own", "rank")
 
-    def __init__(self, task: Task[Any]) -> None:
+    def __init__(self, rank: Callable[[Task[Any]], Any], task: Task[Any]) -> None:
         super().__init__(task)
-        self.rank = task._rank
-        """At the time: it must not change in a heap."""
+        self.own = task._rank
+        self.rank = rank(task)
+        """With those of its groups, at the time: it must not change in a heap."""
 
     def valid(self) -> bool:
-        return super().valid() and bool(self.rank == self.task._rank)
+        return super().valid() and bool(self.own == self.task._rank)
 
     def __lt__(self, other: Longest) -> bool:
         assert isinstance(other, Lowest)

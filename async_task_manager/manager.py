@@ -90,8 +90,8 @@ class TaskManager(Engine):
         max_queued: How many tasks may be queued, at least 1; None: any number.
         overflow: What `add_task` does with one more: ``"raise"`` refuses it with `QueueFull`;
             ``"drop_oldest"`` lets the one go that has been queued longest, ``"drop_lowest"`` the
-            one that the orders of the chain put last (the rank of a group doesn't count), be
-            it the new one: it ends with `TaskDropped`. `put` waits for room instead.
+            one that the orders of the chain put last, be it the new one: it ends with
+            `TaskDropped`. `put` waits for room instead.
         history: How many ended tasks are kept for `history` and `status`.
         stamp: From when on a task counts in windows: ``"start"``, its first instruction; or
             ``"said"``, when the work says ``current_task().stamp()``: for work that takes a while

@@ -262,6 +262,7 @@ def test_what_a_callable_raises_is_raised() -> None:
         ({"aging": math.inf}, InvalidValue, "aging .* not inf"),
         ({"aging": True}, InvalidType, "aging .* not True"),
         ({"aging": "60"}, InvalidType, "aging .* not '60'"),
+        ({"inherit": 1}, InvalidType, "inherit must be True or False, not 1"),
     ],
 )
 def test_bad_parameters(options: dict[str, Any], error: type[Exception], says: str) -> None:

@@ -21,6 +21,7 @@ from async_task_manager import (
 )
 from async_task_manager.strategies import (
     ConcurrentLimitStrategy,
+    FairShareStrategy,
     Feedback,
     PriorityQueueStrategy,
     RetryAt,
@@ -165,3 +166,23 @@ def test_it_drops_what_a_naive_queue_drops(overflow: Any, most: int, steps: list
             model.remove(task)
         assert sorted(task.id for task in chain.tasks()) == [task.id for task in model]
     assert chain.queued == len(model) <= most
+
+
+@pytest.mark.parametrize("by", ["levels", "share"])
+async def test_a_flood_drops_its_own_tasks(by: Any) -> None:
+    chain = Chain(FairShareStrategy(by=by, weights={"bob": 0.5}), ConcurrentLimitStrategy(1))
+    manager = TaskManager(chain, max_queued=8, overflow="drop_lowest")
+    ann = [manager.add_task(work, {"user_id": "ann"}) for _ in range(8)]
+    bob = [manager.add_task(work, {"user_id": "bob"}) for _ in range(2)]
+    ann += [manager.add_task(work, {"user_id": "ann"}) for _ in range(5)]
+    assert [task.state for task in bob] == ["queued"] * 2
+    assert [task.state for task in ann] == ["queued"] * 6 + ["rejected"] * 7
+    if by == "share":
+        bob += [manager.add_task(work, {"user_id": "bob"}) for _ in range(3)]
+        # The third counts as six, as many as ann has; the fourth would be more.
+        assert [task.state for task in bob[2:]] == ["rejected"] * 3
+    async with manager:
+        pass
+
+
+async def work() -> None: ...

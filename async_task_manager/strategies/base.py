@@ -333,6 +333,12 @@ class GroupOrder(Order):
     def leave(self, group: Hashable, now: float) -> None:
         """A task of the group left the queue: started, cancelled, expired or rejected."""
 
+    def last_rank(self, group: Hashable, now: float) -> Any:
+        """How far back the last of the group's queued tasks stands, lower first; asked when it
+        arrives. Where the queue is full, the one that stands last has to go.
+        """
+        return 0
+
 
 class Hold(Role):
     """Between when and when? Asked once, at intake."""

@@ -950,6 +950,16 @@ class Chain(BaseStrategy):
         """The ranks of the orders as the rank of a task."""
         return ranks[0] if self._one_order else ranks or None
 
+    def last_rank(self, task: Task[Any]) -> Any:
+        """Where the task stands that came just now, and all of its groups' before it."""
+        if not self.groupings:
+            return task._rank
+        ranks = list(self.ranks(task))
+        for order, group in self.groups_of(task):
+            place = self.orders.index(order)
+            ranks[place] = (order.last_rank(group, self.now), ranks[place])
+        return tuple(ranks)
+
     def rerank(self, task: Task[Any], ranks: tuple[Any, ...], now: float) -> None:
         """Other ranks for the task, one from each order: a queued one goes to its new place."""
         rank = self._one(ranks)

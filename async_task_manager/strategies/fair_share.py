@@ -214,6 +214,10 @@ class FairShareStrategy(GroupOrder, Limit):
             return 0, running
         return 1, user.tag if user is not None else self._virtual
 
+    def last_rank(self, group: Hashable, now: float) -> float:
+        """By share: how many tasks the user has queued, over the weight."""
+        return self._users[group].queued / self._weight(group) if self._by_share else 0
+
     def arrive(self, group: Hashable, now: float, again: bool) -> None:
         """A submission, unless the task comes again."""
         user = self._user(group)
