@@ -445,6 +445,31 @@ async def test_what_kills_its_receivers_is_given_up(backend: Backend, told: str)
 
 
 @LOCAL
+async def test_what_was_received_ahead_counts_when_it_begins(backend: Backend) -> None:
+    queue = backend.queue
+    await send(queue, "poison", "beside it")
+
+    async def ahead() -> list[Message]:
+        batch = await queue.receive(10, backend.lease * 10, ahead=True)
+        while len(batch) < 2:
+            batch += await queue.receive(10, backend.lease * 10, ahead=True)
+        return sorted(batch, key=lambda message: str(message.body))
+
+    assert [message.receive_count for message in await ahead()] == [1, 1]
+    beside, poison = await ahead()
+    assert (beside.receive_count, poison.receive_count) == (2, 2)
+    assert await queue.begin([poison]) == [None]
+    await asyncio.sleep(backend.lease * 1.2)  # and its receiver dies
+    for _ in range(3):
+        (again,) = await queue.receive(10, backend.lease * 10, ahead=True)
+        assert (again.body, again.receive_count) == ("beside it", 2)
+    assert [letter.body for letter in await queue.dead_letters()] == ['"poison"']
+    assert await queue.begin([again]) == [None]
+    assert await queue.release([again]) == [None]
+    assert (await queue.depth()).dead == 2
+
+
+@LOCAL
 async def test_dead_letters_are_chosen_by_id(backend: Backend) -> None:
     queue = backend.queue
     ids = await send(queue, *range(4), group_id="g")
@@ -577,9 +602,11 @@ SENDING = st.fixed_dictionaries(
 )
 STEPS = st.one_of(
     st.tuples(st.just("send"), st.lists(SENDING, min_size=1, max_size=4)),
-    st.tuples(st.just("receive"), st.integers(1, 4)),
+    st.tuples(st.sampled_from(["receive", "ahead"]), st.integers(1, 4)),
     st.tuples(
-        st.sampled_from(["acknowledge", "release", "return", "hold", "bury", "expire", "later"]),
+        st.sampled_from(
+            ["acknowledge", "release", "return", "hold", "bury", "expire", "later", "begin"]
+        ),
         st.lists(st.integers(0, 30), min_size=1, max_size=3),
     ),
     st.tuples(st.just("redrive"), st.booleans()),
@@ -617,8 +644,8 @@ class Life:
             batch = [Message(self.sent + i, attributes) for i, attributes in enumerate(how)]
             self.sent += len(how)
             return len(set(await queue.send(batch)))
-        if what == "receive":
-            batch = await queue.receive(how)
+        if what in ("receive", "ahead"):
+            batch = await queue.receive(how, ahead=what == "ahead")
             self.received += batch
             return [(m.body, m.attributes, m.receive_count, m.size) for m in batch]
         if what == "redrive":
@@ -634,6 +661,7 @@ class Life:
             "hold": lambda: queue.extend(chosen, 1000),
             "bury": lambda: queue.dead_letter(chosen, "poison"),
             "expire": lambda: queue.extend(chosen, 0),
+            "begin": lambda: queue.begin(chosen),
             "later": lambda: queue.release(chosen, 1000),
         }
         return errors(await acts[what]())

@@ -55,8 +55,8 @@ class Recording(MemoryQueue):
         self.calls: list[tuple[str, int]] = []
         self.most = 0
 
-    async def receive(self, max_messages: int = 10, wait_seconds: float = 0.0) -> list[Message]:
-        batch = await super().receive(max_messages, wait_seconds)
+    async def receive(self, *args: Any, **options: Any) -> list[Message]:
+        batch = await super().receive(*args, **options)
         self.calls.append(("receive", len(batch)))
         self.most = max(self.most, (await self.depth()).in_flight)
         return batch
@@ -441,6 +441,47 @@ async def test_who_loses_a_lease_stops_and_acknowledges_nothing(
     assert "stopping its handler" in caplog.text
 
 
+async def test_a_lease_that_is_lost_before_work_begins() -> None:
+    began: list[int] = []
+
+    async def handler(message: Message) -> None:
+        began.append(message.receive_count)
+        if message.receive_count == 1:
+            raise ValueError
+
+    class Stolen(MemoryQueue):
+        async def begin(self, batch: Sequence[Message]) -> list[Exception | None]:
+            if now() < 30:
+                await self.release(batch, 60, counted=False)
+            return await super().begin(batch)
+
+    queue = await sent(Stolen(), 1)
+    worker = Worker(queue, handler, at_once(1), backoff=fixed(5))
+    async with working(worker):
+        await asyncio.sleep(200)
+    assert began == [1, 2]
+    assert worker.stats().lost == 1
+    assert await queue.depth() == EMPTY
+
+
+async def test_a_begin_that_cannot_be_told_holds_nothing_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Deaf(MemoryQueue):
+        async def begin(self, batch: Sequence[Message]) -> list[Exception | None]:
+            raise StoreError("out of reach")
+
+    async def handler(message: Message) -> None:
+        if message.receive_count == 1:
+            raise ValueError
+
+    queue = await sent(Deaf(), 1)
+    async with working(Worker(queue, handler, at_once(1), backoff=fixed(5))):
+        await asyncio.sleep(20)
+    assert await queue.depth() == EMPTY
+    assert "could not say that 1 messages begin: out of reach" in caplog.text
+
+
 async def test_a_failure_after_a_lost_lease_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
     async def handler(message: Message) -> None:
         if message.receive_count == 1:
@@ -487,9 +528,9 @@ class Failing(Recording):
         if what in self.what and now() < self.until:
             raise self.error
 
-    async def receive(self, max_messages: int = 10, wait_seconds: float = 0.0) -> list[Message]:
+    async def receive(self, *args: Any, **options: Any) -> list[Message]:
         self.check("receive")
-        return await super().receive(max_messages, wait_seconds)
+        return await super().receive(*args, **options)
 
     async def acknowledge(self, batch: Sequence[Message]) -> list[Exception | None]:
         self.check("acknowledge")
@@ -844,8 +885,10 @@ async def test_messages_of_a_group_follow_each_other(
     """SQS gives out several of a group at once: still one by one, and none before its turn."""
 
     class Eager(SqsQueue):
-        async def receive(self, max_messages: int = 10, wait_seconds: float = 0.0) -> list[Message]:
-            return await super().receive(10, wait_seconds)
+        async def receive(
+            self, max_messages: int = 10, wait_seconds: float = 0.0, *, ahead: bool = False
+        ) -> list[Message]:
+            return await super().receive(10, wait_seconds, ahead=ahead)
 
     # A long poll of moto's doesn't see that a group was freed meanwhile.
     monkeypatch.setattr("async_task_manager.worker._worker.WAIT", 0.2)

@@ -27,6 +27,7 @@ from async_task_manager.queues.base import DeadLetter, Depth, Message
 
 __all__ = [
     "Claimed",
+    "begin",
     "bury",
     "claim",
     "data_version",
@@ -69,7 +70,9 @@ class Claimed(NamedTuple):
     """Seconds until a message that waits is due; inf: none does."""
 
 
-def claim(connection: sqlite3.Connection, *, most: int, lease: float, max_receives: int) -> Claimed:
+def claim(
+    connection: sqlite3.Connection, *, most: int, lease: float, max_receives: int, ahead: bool
+) -> Claimed:
     """Leases the first messages that are ready."""
     now = now_of(connection)
     promote(connection, now, max_receives)
@@ -77,11 +80,12 @@ def claim(connection: sqlite3.Connection, *, most: int, lease: float, max_receiv
     reached: dict[float, float] = {}
     while len(messages) < most:
         rows = connection.execute(
-            "UPDATE message SET state = 2, due = ?, receives = receives + 1, token = token + 1 "
+            "UPDATE message SET state = 2, due = ?, receives = receives + 1, token = token + 1, "
+            "begun = CASE WHEN ? AND receives > 0 THEN 0 ELSE 1 END "
             "WHERE seq IN "
             "(SELECT seq FROM message WHERE state = 0 ORDER BY rank, turn, seq LIMIT ?) "
             "RETURNING rank, turn, seq, id, body, attributes, crc, receives, token",
-            (now + lease, most - len(messages)),
+            (now + lease, ahead, most - len(messages)),
         ).fetchall()
         if not rows:
             break
@@ -128,14 +132,16 @@ def promote(connection: sqlite3.Connection, now: float, max_receives: int) -> No
     """What is due becomes ready; what was received too often, dead."""
     spent = connection.execute(
         "SELECT seq, receives, reason FROM message "
-        "WHERE state IN (1, 2) AND state = 2 AND due <= ? AND receives >= ?",
+        "WHERE state IN (1, 2) AND state = 2 AND due <= ? AND receives >= ? AND begun",
         (now, max_receives),
     ).fetchall()
     for seq, receives, reason in spent:
         told = f"received {receives} times and never acknowledged"
         _bury(connection, now, seq, f"{told}; the last failure: {reason}" if reason else told)
     connection.execute(
-        "UPDATE message SET state = 0, due = NULL WHERE state IN (1, 2) AND due <= ?", (now,)
+        "UPDATE message SET state = 0, due = NULL, receives = receives - (begun = 0), begun = 1 "
+        "WHERE state IN (1, 2) AND due <= ?",
+        (now,),
     )
 
 
@@ -170,6 +176,12 @@ def _advance(connection: sqlite3.Connection, group: str) -> None:
 def lost() -> LeaseLost:
     """The answer to a token that is not the latest."""
     return LeaseLost("the lease was lost: the message was released, received again, or is gone")
+
+
+def begin(connection: sqlite3.Connection, batches: list[list[Receipt]]) -> list[Results]:
+    """Work on those whose lease is held begins: their receive counts."""
+    statement = "UPDATE message SET begun = 1 WHERE seq = ? AND token = ?"
+    return [[_held(connection.execute(statement, receipt)) for receipt in b] for b in batches]
 
 
 def extend(
@@ -214,13 +226,13 @@ def _release(
     if not given.counted:
         return _held(
             connection.execute(
-                "UPDATE message SET state = ?, due = ?, token = token + 1, "
+                "UPDATE message SET state = ?, due = ?, token = token + 1, begun = 1, "
                 "receives = receives - 1 WHERE seq = ? AND token = ?",
                 (DELAYED if due else READY, due, *receipt),
             )
         )
     row = connection.execute(
-        "UPDATE message SET state = ?, due = ?, token = token + 1, reason = ? "
+        "UPDATE message SET state = ?, due = ?, token = token + 1, begun = 1, reason = ? "
         "WHERE seq = ? AND token = ? RETURNING receives",
         (DELAYED if due else READY, due, reason, *receipt),
     ).fetchone()

@@ -27,6 +27,7 @@ SCHEMA = (
         due REAL,
         receives INTEGER NOT NULL DEFAULT 0,
         token INTEGER NOT NULL DEFAULT 0,
+        begun INTEGER NOT NULL DEFAULT 1,
         reason TEXT NOT NULL DEFAULT ''
     )""",
     "CREATE INDEX ready ON message (rank, turn, seq) WHERE state = 0",

@@ -135,12 +135,24 @@ class MessageQueue(ABC):
     async def _send(self, drafts: list[Any]) -> list[str]: ...
 
     @abstractmethod
-    async def receive(self, max_messages: int = 10, wait_seconds: float = 0.0) -> list[Message]:
+    async def receive(
+        self, max_messages: int = 10, wait_seconds: float = 0.0, *, ahead: bool = False
+    ) -> list[Message]:
         """Up to so many messages, each leased for ``visibility_timeout`` seconds.
 
-        Waits up to ``wait_seconds`` for the first; none by then: an empty list. A message whose
-        body is no JSON is not given out: it becomes a dead letter.
+        A message whose body is no JSON is not given out: it becomes a dead letter.
+
+        Args:
+            max_messages: At least 1.
+            wait_seconds: For the first one; none by then: an empty list.
+            ahead: More than is worked on at once. Of a message that comes again, this receive
+                counts only when `begin` is told of it, so that what stands beside a message
+                that kills its receivers isn't given up with it. (On SQS every receive counts.)
         """
+
+    async def begin(self, batch: Sequence[Message]) -> list[Exception | None]:
+        """Work on them, which were received ahead, begins."""
+        return [None] * len(batch)
 
     @abstractmethod
     async def acknowledge(self, batch: Sequence[Message]) -> list[Exception | None]:

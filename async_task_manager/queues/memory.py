@@ -38,6 +38,8 @@ class _Entry:
     due: float | None = None
     """When it will be ready; None: it is, or stands behind another of its group."""
     leased: bool = False
+    begun: bool = True
+    """False: it came again, and was received ahead of its time."""
     version: int = 0
     """Entries of the heaps that say another one are void."""
     reason: str = ""
@@ -126,18 +128,21 @@ class MemoryQueue(MessageQueue):
             if entry is not None and entry.version == version:
                 if due > now:
                     return due
-                if entry.leased and entry.receives >= self.max_receives:
+                if entry.leased and entry.begun and entry.receives >= self.max_receives:
                     told = f"received {entry.receives} times and never acknowledged"
                     last = f"{told}; the last failure: {entry.reason}"
                     self._bury(entry, last if entry.reason else told)
                 else:
-                    entry.due, entry.leased = None, False
+                    entry.receives -= not entry.begun
+                    entry.due, entry.leased, entry.begun = None, False, True
                     self._place(entry)
             else:
                 heappop(self._waiting)
         return None
 
-    async def receive(self, max_messages: int = 10, wait_seconds: float = 0.0) -> list[Message]:
+    async def receive(
+        self, max_messages: int = 10, wait_seconds: float = 0.0, *, ahead: bool = False
+    ) -> list[Message]:
         """See `MessageQueue.receive`."""
         whole("max_messages", max_messages, at_least=1)
         number("wait_seconds", wait_seconds, at_least=0)
@@ -145,7 +150,7 @@ class MemoryQueue(MessageQueue):
         while True:
             now = self._now()
             due = self._promote(now)
-            claimed = self._claim(max_messages, now)
+            claimed = self._claim(max_messages, now, ahead)
             if claimed or now >= give_up:
                 return claimed
             self._arrived.clear()
@@ -156,7 +161,7 @@ class MemoryQueue(MessageQueue):
             except TimeoutError:
                 pass
 
-    def _claim(self, most: int, now: float) -> list[Message]:
+    def _claim(self, most: int, now: float, ahead: bool) -> list[Message]:
         claimed: list[Message] = []
         while self._ready and len(claimed) < most:
             rank, tag, seq, version = heappop(self._ready)
@@ -164,6 +169,7 @@ class MemoryQueue(MessageQueue):
             if entry is None or entry.version != version:
                 continue
             self._clocks[rank] = max(self._clocks.get(rank, 0.0), tag)
+            entry.begun = not (ahead and entry.receives)
             entry.receives += 1
             entry.token += 1
             entry.leased = True
@@ -174,6 +180,14 @@ class MemoryQueue(MessageQueue):
             self._turns.clear()
             self._clocks.clear()
         return claimed
+
+    async def begin(self, batch: Sequence[Message]) -> list[Exception | None]:
+        """See `MessageQueue.begin`."""
+
+        def begin(entry: _Entry, _: None) -> None:
+            entry.begun = True
+
+        return self._each(batch, begin)
 
     async def acknowledge(self, batch: Sequence[Message]) -> list[Exception | None]:
         """See `MessageQueue.acknowledge`."""
@@ -213,6 +227,7 @@ class MemoryQueue(MessageQueue):
                 return
             entry.token += 1
             entry.due, entry.leased = now + seconds if seconds else None, False
+            entry.begun = True
             self._place(entry)
 
         return self._each(batch, release, given)
@@ -266,7 +281,7 @@ class MemoryQueue(MessageQueue):
         act: Callable[[_Entry, Any], None],
         given: Iterable[Any] | None = None,
     ) -> list[Exception | None]:
-        self._promote(self._now())
+        self._now()
         results: list[Exception | None] = []
         for message, how in zip(
             batch, [None] * len(batch) if given is None else given, strict=True

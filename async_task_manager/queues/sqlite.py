@@ -80,7 +80,9 @@ class SqliteQueue(MessageQueue):
         self._tell()
         return ids
 
-    async def receive(self, max_messages: int = 10, wait_seconds: float = 0.0) -> list[Message]:
+    async def receive(
+        self, max_messages: int = 10, wait_seconds: float = 0.0, *, ahead: bool = False
+    ) -> list[Message]:
         """See `MessageQueue.receive`."""
         whole("max_messages", max_messages, at_least=1)
         number("wait_seconds", wait_seconds, at_least=0)
@@ -89,6 +91,7 @@ class SqliteQueue(MessageQueue):
             most=max_messages,
             lease=self.visibility_timeout,
             max_receives=self.max_receives,
+            ahead=ahead,
         )
         time = asyncio.get_running_loop().time
         give_up = time() + wait_seconds
@@ -129,6 +132,10 @@ class SqliteQueue(MessageQueue):
         if not done.cancelled():
             done.exception()  # failed: then the leases run out
         self._tell()
+
+    async def begin(self, batch: Sequence[Message]) -> list[Exception | None]:
+        """See `MessageQueue.begin`."""
+        return await self._file.write_together(operations.begin, _receipts(batch))
 
     async def acknowledge(self, batch: Sequence[Message]) -> list[Exception | None]:
         """See `MessageQueue.acknowledge`."""

@@ -218,7 +218,9 @@ class SqsQueue(MessageQueue):
             parameters["MessageDeduplicationId"] = deduplication or uuid.uuid4().hex
         return parameters
 
-    async def receive(self, max_messages: int = 10, wait_seconds: float = 0.0) -> list[Message]:
+    async def receive(
+        self, max_messages: int = 10, wait_seconds: float = 0.0, *, ahead: bool = False
+    ) -> list[Message]:
         """See `MessageQueue.receive`.
 
         Cancelled, it takes along what SQS was just giving out: that comes again when its lease has

@@ -33,7 +33,7 @@ class Handling:
         handler: A function of one message, or a `BulkStrategy`.
         max_threads: For a function that isn't async.
         held: The worker's messages.
-        begin: Called with each message when a handler gets it.
+        begin: Awaited with the messages that a handler gets now.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Handling:
         handler: MessageHandler | BulkStrategy,
         max_threads: int,
         held: HeldMessages,
-        begin: Callable[[Held], None],
+        begin: Callable[[list[Held]], Awaitable[None]],
     ) -> None:
         if not callable(handler) and not isinstance(handler, BulkStrategy):
             raise InvalidType(
@@ -84,7 +84,7 @@ class Handling:
             self._threads.shutdown(wait=False)
 
     async def _one(self, held: Held) -> None:
-        self._begin(held)
+        await self._begin([held])
         if self._threads is not None:
             loop = asyncio.get_running_loop()
             run = partial(copy_context().run, self._call, held.message)
@@ -104,10 +104,8 @@ class Handling:
     async def _many(
         self, handler: Callable[[list[Message]], Awaitable[Sequence[Any]]], batch: list[Message]
     ) -> Sequence[Any]:
-        for message in batch:
-            held = self._held.get(message.id)
-            if held is not None:
-                self._begin(held)
+        found = [self._held.get(message.id) for message in batch]
+        await self._begin([held for held in found if held is not None])
         return await handler(batch)
 
 

@@ -270,7 +270,7 @@ class Worker:
                 continue
             wait = 0.0 if until_empty else WAIT
             try:
-                messages = await self.queue.receive(room, wait)
+                messages = await self.queue.receive(room, wait, ahead=True)
                 pause = 0.5
             except StoreCorrupt:
                 raise
@@ -327,10 +327,23 @@ class Worker:
 
     # ---- out --------------------------------------------------------------------------------
 
-    def _begin(self, held: Held) -> None:
-        if self._held.begin(held):
-            self._begun += 1
-            self._moved.set()
+    async def _begin(self, batch: list[Held]) -> None:
+        """A handler gets them now."""
+        begun = [held for held in batch if self._held.begin(held)]
+        self._begun += len(begun)
+        self._moved.set()
+        again = [held for held in begun if held.message.receive_count > 1]
+        if not again:
+            return
+        try:
+            results = await self.queue.begin([held.message for held in again])
+        except StoreError as error:  # its count of attempts may be one too low then
+            logger.warning("could not say that %d messages begin: %s", len(again), error)
+            return
+        for held, lost in zip(again, results, strict=True):
+            if lost is not None:
+                self._lose(held, lost)
+        await asyncio.sleep(0)  # where the handler of what was lost is cancelled
 
     def _ended(self, held: Held, task: Task[Any]) -> None:
         """The chain is done with it: decides what becomes of the message."""
