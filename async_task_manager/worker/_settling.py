@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from math import inf
 
 from async_task_manager.errors import LeaseLost, StoreError
@@ -38,6 +39,8 @@ class Settling:
         self._settled = settled
         self._pending: list[Verdict] = []
         self._came = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._waiters: list[asyncio.Future[None]] = []
         self._last = inf
 
     def add(self, verdict: Verdict) -> None:
@@ -45,6 +48,14 @@ class Settling:
         verdict.held.settled = True
         self._pending.append(verdict)
         self._came.set()
+
+    async def flush(self) -> None:
+        """Until the queue was told all that was added so far."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        self._urgent.set()
+        self._came.set()
+        await waiter
 
     def hurry(self) -> None:
         """Waits for others no more, and not for ever for a queue that can't be reached."""
@@ -55,10 +66,16 @@ class Settling:
         while True:
             await self._came.wait()
             if len(self._pending) < BATCH and self._last == inf:
-                await asyncio.sleep(LINGER)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._urgent.wait(), LINGER)
             batch, self._pending = self._pending, []
+            waiters, self._waiters = self._waiters, []
             self._came.clear()
+            self._urgent.clear()
             await asyncio.gather(*(self._tell(kind, batch) for kind in KINDS))
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
 
     async def _tell(self, kind: str, batch: list[Verdict]) -> None:
         left = [verdict for verdict in batch if verdict.kind == kind]

@@ -7,7 +7,6 @@ import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -32,33 +31,15 @@ from async_task_manager.worker._handlers import Handling, MessageHandler
 from async_task_manager.worker._held import Held, HeldMessages
 from async_task_manager.worker._leases import keep
 from async_task_manager.worker._settling import Settling
+from async_task_manager.worker._stats import WorkerStats
 from async_task_manager.worker._verdicts import Verdict, described, verdict_of
 
-__all__ = ["Worker", "WorkerStats"]
+__all__ = ["Worker"]
 
 logger = logging.getLogger("async_task_manager.worker")
 
 WAIT = 20.0
 """Seconds of one long poll."""
-
-
-@dataclass(slots=True)
-class WorkerStats:
-    """What a worker has done so far, and what it holds."""
-
-    received: int = 0
-    acknowledged: int = 0
-    released: int = 0
-    """Failed, and given back to be handled again."""
-    returned: int = 0
-    """Given back without being looked at."""
-    dead: int = 0
-    """Given up here (what failed ``max_receives`` times the queue gives up)."""
-    lost: int = 0
-    """The lease was another's before the work was done."""
-    held: int = 0
-    waiting: int = 0
-    """Of those held, not begun."""
 
 
 class Worker:
@@ -335,6 +316,9 @@ class Worker:
         again = [held for held in begun if held.message.receive_count > 1]
         if not again:
             return
+        # One of them may be what killed the process last time. What was done by then shall not be
+        # done again, and again, because it was never said.
+        await self._settling.flush()
         try:
             results = await self.queue.begin([held.message for held in again])
         except StoreError as error:  # its count of attempts may be one too low then
