@@ -226,8 +226,12 @@ class Engine:
         wake = chain.next_bound() if self._paused else chain.next_wake(now)
         if wake <= now or chain.out or (self._wall_timer is None and chain.watches_wall_time):
             self.wake()
-        elif wake < self._timer_at and self._going and not self._ending:
-            self._arm(wake)
+        elif self._going and not self._ending:
+            if wake < self._timer_at:
+                self._arm(wake)
+            if chain.sampled and not self._paused:
+                assert self._loop is not None
+                self._samplers.look(self._loop, now)
 
     def _disarm(self) -> None:
         if self._timer is not None:

@@ -677,6 +677,31 @@ async def test_a_health_check_closes_it_early_and_with_care() -> None:
         assert asyncio.get_running_loop().time() < 9
 
 
+async def test_each_time_it_opens_there_are_health_checks() -> None:
+    """Also where nothing else happens: all wait for the breaker, and it is opened by a probe."""
+    server = Server(well_at=25)
+    limit = breaker(min_calls=1, cooldown=10, check_interval=0.04, health_check=server.check)
+    async with TaskManager(limit) as manager:
+        quietly(manager.add_task(server.call))
+        await manager.join()
+        tasks = [quietly(manager.add_task(server.call)) for _ in range(4)]
+        await manager.join()
+    assert server.calls[:3] == [0, 10.1, 20.2]
+    assert 25 <= server.calls[3] <= 25.1  # the probe would have come at 30.3
+    assert [task.state for task in tasks].count("succeeded") == 2
+
+
+def test_a_check_of_a_circuit_that_was_forgotten_meanwhile_harms_no_other() -> None:
+    limit = breaker(min_calls=1, health_check=Server().check)
+    run(limit, "failure", 0)
+    old = limit._circuits[None]
+    run(limit, "failure", 5 + module.FORGET)
+    assert limit._ailing == {None: limit._circuits[None]}
+    limit.observe(module._Well([(old, old.generation)]), 6 + module.FORGET)
+    assert limit._ailing == {None: limit._circuits[None]}
+    assert limit.state() == "open"
+
+
 async def test_no_health_check_while_closed_nor_after_the_cooldown() -> None:
     server = Server()
     limit = breaker(min_calls=1, health_check=server.check, check_interval=1, cooldown=3.5)

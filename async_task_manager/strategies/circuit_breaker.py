@@ -222,12 +222,13 @@ class CircuitBreakerStrategy(Limit):
         if circuit is None:
             circuit = self._circuits.add(key, Circuit(key))
         elif circuit.state != "closed" and self._idle(circuit, now):
+            self._forget(circuit)
             circuit = self._circuits[key] = Circuit(key)
         number = None
         if circuit.state != "closed":
             if circuit.state == "open":
                 circuit.turn("half_open", now)
-                self._ailing.pop(key, None)
+                self._forget(circuit)
             number = circuit.probe(now, self._half_open_max)
         circuit.inside += 1
         if self._circuits.ring:
@@ -271,7 +272,12 @@ class CircuitBreakerStrategy(Limit):
     def _close(self, circuit: Circuit, now: float) -> None:
         circuit.turn("closed", now)
         circuit.room = 2 * self._half_open_max
-        self._ailing.pop(circuit.key, None)
+        self._forget(circuit)
+
+    def _forget(self, circuit: Circuit) -> None:
+        """It needs no health checks any more; another one of that key may."""
+        if self._ailing.get(circuit.key) is circuit:
+            del self._ailing[circuit.key]
 
     def _idle(self, circuit: Circuit, now: float) -> bool:
         if circuit.inside:
