@@ -6,22 +6,20 @@ as its starts and ends take to count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from heapq import heapify, heappop, heappush
 from math import inf
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
-from async_task_manager.errors import InvalidType, TaskTimeout
+from async_task_manager._validate import number
+from async_task_manager.errors import InvalidType, TaskManagerError, TaskTimeout
 from async_task_manager.strategies._batches import Batch
 from async_task_manager.strategies._snapshot import snapshot_of
 from async_task_manager.strategies.base import WallTime
 from async_task_manager.strategies.chain import Chain
 from async_task_manager.task import Outcome, Task
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 __all__ = ["Durations", "DurationsSpec", "Forecast", "WhatIf", "clock_words", "look", "run_ahead"]
 
@@ -83,14 +81,18 @@ def durations_by(given: DurationsSpec, learnt: Durations) -> Callable[[Task[Any]
 
     Raises:
         InvalidType: what is given neither maps names to seconds nor can be called.
+        InvalidValue: a duration is NaN, infinite or negative; of a function, when it is asked.
     """
     if given is None:
         return learnt.of
     if callable(given):
-        return given
-    if not hasattr(given, "items"):
+        return lambda task: number(f"the duration of {task!r}", given(task), at_least=0)
+    if not isinstance(given, Mapping):
         raise InvalidType(f"durations must map names to seconds, or be callable, not {given!r}")
-    seconds = {name.rstrip("0123456789"): value for name, value in given.items()}
+    seconds = {
+        name.rstrip("0123456789"): number(f"durations[{name!r}]", value, at_least=0)
+        for name, value in given.items()
+    }
     return lambda task: seconds.get(kind_of(task), learnt.of(task))
 
 
@@ -233,7 +235,13 @@ def _finish(
         outcome = Outcome("failure", run.started, now, TaskTimeout(f"{task!r} ran too long"))
     else:
         outcome = Outcome("success", run.started, now)
-    if not chain.finish(task, outcome, now):
+    try:
+        again = chain.finish(task, outcome, now)
+    except TaskManagerError:
+        raise
+    except Exception as error:
+        raise chain.blame(error) from error
+    if not again:
         # Not `_end`, which would close work that belongs to the original.
         task._state = "succeeded" if outcome.kind == "success" else "failed"
         if on_end is not None:

@@ -677,14 +677,19 @@ class TaskManager(Engine):
 
         Raises:
             InvalidState: the task is not this manager's, or no queued or running one has this id.
+            StrategyError: a strategy raised when it was asked.
 
         O(tasks that wait for the same); for all O(queued).
         """
-        now, note = self._clock(), self._life()
-        if task is None:
-            running = len(self._running) - self._chain.calls
-            return Backlog.of(self._chain, running, now, self._to_wall(), note)
-        return Explanation.of(self._chain, self._mine(task), now, self._to_wall(), note)
+        chain, now, note = self._chain, self._clock(), self._life()
+        mine = None if task is None else self._mine(task)
+        try:
+            if mine is not None:
+                return Explanation.of(chain, mine, now, self._to_wall(), note)
+            running = len(self._running) - chain.calls
+            return Backlog.of(chain, running, now, self._to_wall(), note)
+        except Exception as error:
+            raise chain.blame(error) from error
 
     def eta(self, task: Task[Any] | int, *, durations: DurationsSpec = None) -> Forecast:
         """When a task will start and end, if nothing but the known happens: the chain is copied as
@@ -702,7 +707,8 @@ class TaskManager(Engine):
         Raises:
             InvalidState: as `explain`; or a strategy of the chain speaks the four methods only, so
                 that nobody can foresee it.
-            InvalidType: ``durations`` is neither.
+            InvalidType, InvalidValue: ``durations`` is neither, or says no number of seconds.
+            StrategyError: a strategy raised as the copy was run.
 
         Some 10 microseconds for each queued task, and 10 for each start until then.
         """

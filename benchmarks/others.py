@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 from async_task_manager import Chain, Task, TaskManager
+from async_task_manager.simulation import generate, simulate
 from async_task_manager.strategies import (
     BaseStrategy,
     ConcurrentLimitStrategy,
@@ -239,27 +240,43 @@ def keys(quick: bool) -> list[Row]:
     return rows
 
 
+def three_policies() -> Chain:
+    """Priorities, a window, and a hundred at once."""
+    return Chain(
+        PriorityQueueStrategy(),
+        SlidingWindowStrategy(1_000, 60),
+        ConcurrentLimitStrategy(100),
+    )
+
+
 def virtual(quick: bool) -> list[Row]:
-    """V: a day of a million tasks under virtual time."""
+    """V: a day of a million tasks, simulated, and by the manager under virtual time."""
     tasks, day = (100_000, 8_640.0) if quick else (1_000_000, 86_400.0)
 
-    async def live() -> int:
-        chain = Chain(
-            PriorityQueueStrategy(),
-            SlidingWindowStrategy(1_000, 60),
-            ConcurrentLimitStrategy(100),
+    def simulated() -> int:
+        jobs = generate(
+            tasks, rate=tasks / day, duration=2.0, priorities={"high": 1, "normal": 1, "low": 1}
         )
-        async with TaskManager(chain) as manager:
+        return simulate(three_policies(), jobs).succeeded
+
+    async def live() -> int:
+        async with TaskManager(three_policies()) as manager:
             for second in range(int(day)):
                 for i in range(tasks * second // int(day), tasks * (second + 1) // int(day)):
                     manager.add_task(lambda: asyncio.sleep(2), {"priority": i % 3})
                 await asyncio.sleep(1)
         return manager.stats().succeeded
 
-    began = time.perf_counter()
-    assert run_virtual(live()) == tasks
-    took = (time.perf_counter() - began) * 1_000_000 / tasks
-    return [Row("V", "a simulated day of 1e6 tasks through three policies", took, "s", 20)]
+    rows = []
+    for how, run, bar in (
+        ("simulated", simulated, 20),
+        ("by the manager on virtual time", lambda: run_virtual(live()), None),
+    ):
+        began = time.perf_counter()
+        assert run() == tasks
+        took = (time.perf_counter() - began) * 1_000_000 / tasks
+        rows.append(Row("V", f"a day of 1e6 tasks through three policies, {how}", took, "s", bar))
+    return rows
 
 
 def moves(quick: bool) -> list[Row]:

@@ -11,6 +11,7 @@ from statistics import median
 from aiolimiter import AsyncLimiter
 
 from async_task_manager import Chain, TaskManager
+from async_task_manager.events import Event
 from async_task_manager.strategies import (
     BaseStrategy,
     ConcurrentLimitStrategy,
@@ -147,6 +148,28 @@ def slots() -> BaseStrategy:
     return ConcurrentLimitStrategy(AT_ONCE)
 
 
+def observed(build: Callable[[], BaseStrategy]) -> Case:
+    """The same, while somebody observes all that happens."""
+
+    async def run(n: int) -> None:
+        manager = TaskManager(build())
+        told = 0
+
+        def observer(record: Event) -> None:
+            nonlocal told
+            told += 1
+
+        manager.subscribe(observer)
+        await manager.idle()
+        for i in range(n):
+            manager.add_task(trivial, {"priority": i % 3, "id": i})
+        await manager.join()
+        await manager.stop()
+        assert told >= 3 * n
+
+    return run
+
+
 def timed(cases: dict[str, Case], n: int, rounds: int) -> dict[str, float]:
     """Microseconds per task: medians of rounds that take the cases in turn."""
     times: dict[str, list[float]] = {name: [] for name in cases}
@@ -176,6 +199,7 @@ def throughput(quick: bool) -> list[Row]:
         "A2": ours(slots),
         "B": ours(both, metadata=True),
         "K": ours(keyed, metadata=True),
+        "O": observed(both),
     }
     for n in (10_000,) if quick else (10_000, 100_000):
         took = timed(cases, n, rounds)
@@ -197,6 +221,7 @@ def throughput(quick: bool) -> list[Row]:
                 "B", f"priority + window + concurrency, {at}, to W", took["B"] / took["W"], "", 1.9
             ),
             Row("K", f"B with {at} keys, to B", took["K"] / took["B"], "", 3),
+            Row("O", f"B with an observer that counts, {at}, to B without", took["O"] / took["B"]),
         ]
     n = 1_000 if quick else 5_000
     took = timed({"W": floor(real), "S": ours(slots, real)}, n, rounds)

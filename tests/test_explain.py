@@ -258,6 +258,15 @@ async def test_who_holds_a_task_and_until_when() -> None:
     await manager.close(grace=0)
 
 
+async def test_the_deadline_of_a_held_task_is_no_hold() -> None:
+    manager = await running(TimeBasedStrategy())
+    noon = datetime.fromtimestamp(START + 30)
+    task = manager.add_task(nap, {"valid_after": noon}, deadline=START + 90, queue_timeout=80)
+    await asyncio.sleep(1)
+    assert str(manager.explain(task)) == f"held until {at(30)} by time_based"
+    await manager.close(grace=0)
+
+
 class Pile(BaseStrategy):
     """Keeps all but the last."""
 

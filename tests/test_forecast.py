@@ -13,13 +13,23 @@ import pytest
 from test_chain_oracle import stages
 from test_simulation import any_stages
 
-from async_task_manager import Chain, InvalidState, InvalidType, Task, TaskManager
+from async_task_manager import (
+    Chain,
+    InvalidState,
+    InvalidType,
+    InvalidValue,
+    StrategyError,
+    Task,
+    TaskManager,
+)
 from async_task_manager._forecast import MAX_NAMES, Durations, Forecast, WhatIf, run_ahead
 from async_task_manager.strategies import (
     BaseStrategy,
+    BulkStrategy,
     ConcurrentLimitStrategy,
     DelayedStrategy,
     Feedback,
+    Item,
     Provider,
     ProviderRouterStrategy,
     RetryAt,
@@ -355,3 +365,89 @@ def test_a_failed_attempt_is_followed_by_another_where_the_chain_says_so() -> No
     )
     assert starts == [0.0, 7.0]
     assert ends == [("success", 7.5)]
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf"), "soon"])
+async def test_what_is_no_duration_is_refused(seconds: Any) -> None:
+    manager = await started(ConcurrentLimitStrategy(1))
+    tasks = manager.add_tasks([nap] * 2)
+    await asyncio.sleep(0.5)
+    with pytest.raises((InvalidValue, InvalidType), match=r"durations\['nap'\] must be a"):
+        manager.eta(tasks[1], durations={"nap": seconds})
+    with pytest.raises((InvalidValue, InvalidType), match=r"the duration of <Task .* must be a"):
+        manager.eta(tasks[1], durations=lambda task: seconds)
+    await manager.close(grace=0)
+
+
+class Poison(ConcurrentLimitStrategy):
+    """Answers as it is told, and in a copy only."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__(1)
+        self.method = method
+        self.poisoned = False
+
+    def __getattribute__(self, name: str) -> Any:
+        get = super().__getattribute__
+        if name in ("ready_at", "acquire", "release") and get("poisoned") and name == get("method"):
+            raise ZeroDivisionError
+        return get(name)
+
+
+@pytest.mark.parametrize("method", ["ready_at", "acquire", "release"])
+async def test_a_strategy_that_raises_is_named_and_harms_nothing(method: str) -> None:
+    poison = Poison(method)
+    manager = await started(poison)
+    tasks = manager.add_tasks([nap] * 3)
+    await asyncio.sleep(0.5)
+
+    def change(chain: Chain) -> None:
+        chain["poison"].poisoned = True
+
+    with pytest.raises(StrategyError, match=r"Poison\(1\) raised ZeroDivisionError"):
+        manager.what_if(change, durations={"nap": 1.0})
+    if method == "ready_at":
+        poison.poisoned = True
+        with pytest.raises(StrategyError, match="ZeroDivisionError"):
+            manager.explain(tasks[2])
+        with pytest.raises(StrategyError, match="ZeroDivisionError"):
+            manager.explain()
+        poison.poisoned = False
+    await manager.gather(nap)
+    assert [task.state for task in tasks] == ["succeeded"] * 3
+    await manager.stop()
+
+
+async def test_an_item_of_a_call_that_was_handed_out_just_now() -> None:
+    async def double(values: list[int]) -> list[int]:
+        await asyncio.sleep(2)
+        return [2 * value for value in values]
+
+    manager = await started(
+        BulkStrategy(double, max_size=2, max_wait=9), ConcurrentLimitStrategy(1)
+    )
+    tasks = [manager.add_task(Item(i)) for i in range(5)]
+    await asyncio.sleep(0)
+    assert tasks[0].state == "running" and tasks[0].started_at is None
+    seen = [manager.eta(task, durations=lambda task: 2.0) for task in tasks]
+    await asyncio.sleep(0.5)
+    assert [manager.eta(task, durations=lambda task: 2.0) for task in tasks] == seen
+    await asyncio.sleep(100)
+    assert seen == [Forecast(task.started_at, task.finished_at) for task in tasks]
+    await manager.stop()
+
+
+async def test_a_feedback_that_names_no_instant_is_named() -> None:
+    class Never(Feedback):
+        def review(self, task: Task, outcome: Outcome, now: float) -> RetryAt | None:
+            return RetryAt(float("nan"))
+
+        def __repr__(self) -> str:
+            return "Never()"
+
+    manager = await started(Never(), ConcurrentLimitStrategy(1))
+    tasks = manager.add_tasks([nap] * 2)
+    await asyncio.sleep(0.5)
+    with pytest.raises(StrategyError, match=r"^Never\(\): review must give None"):
+        manager.eta(tasks[1], durations={"nap": 1.0})
+    await manager.close(grace=0)

@@ -291,6 +291,16 @@ async def test_a_bar_on_a_terminal() -> None:
     await manager.stop()
 
 
+async def test_without_a_console_it_is_shown_on_standard_error(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with TaskManager(ConcurrentLimitStrategy(1)) as manager, track(manager):
+        manager.add_task(nap)
+    assert capsys.readouterr().out == ""
+    assert "1" in caplog.text
+
+
 async def test_lines_where_there_is_no_terminal(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     manager = TaskManager(ConcurrentLimitStrategy(1))
