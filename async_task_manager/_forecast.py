@@ -30,6 +30,10 @@ Gone: TypeAlias = "Callable[[Task[Any], Exception, float], object]"
 STARTS_PER_TURN = 64
 """As many as a manager starts in one turn of its loop: what begins together is stamped together."""
 
+STRANGERS = 10_000
+"""Starts in a row of tasks that a source made, after which nothing else is expected to come: a
+schedule goes on for ever."""
+
 MAX_NAMES = 1_000
 """Names whose durations are kept apart; there may be as many names as tasks."""
 
@@ -353,8 +357,12 @@ def look(
             if ghost._run.grants is not None:
                 twin.begun(ghost, now)
 
+    strangers = 0
+
     def started(ghost: Task[Any], at: float) -> None:
+        nonlocal strangers
         real = originals.get(ghost)
+        strangers = 0 if real is not None else strangers + 1
         if real is not None:
             starts.setdefault(real, at)
             ends[real] = _end_of(twin, ghost, at, lasts(ghost))
@@ -369,7 +377,7 @@ def look(
         left.pop(ghost, None)
 
     def over(at: float) -> bool:
-        return not left or (not to_the_end and task in starts)
+        return not left or (not to_the_end and task in starts) or strangers > STRANGERS
 
     run_ahead(
         twin,

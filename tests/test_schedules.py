@@ -652,6 +652,21 @@ async def test_a_copy_has_schedules_of_its_own() -> None:
     await manager.close(grace=0)
 
 
+async def test_what_waits_in_vain_while_a_schedule_goes_on_for_ever_is_not_foreseen() -> None:
+    async def handler(values: list[Any]) -> list[Any]:
+        return values
+
+    strategy = TimeBasedStrategy()
+    manager = TaskManager(Chain(strategy, BulkStrategy(handler, min_size=5)))
+    await manager.idle()
+    strategy.schedule(Runs(), every=1)
+    item = manager.add_task(Item(1))
+    assert str(manager.eta(item)) == "nothing foreseeable starts it"
+    later = manager.add_task(Runs(), {"valid_after": timedelta(seconds=500)})
+    assert manager.eta(later).starts_at == pytest.approx(manager.epoch + 500)
+    await manager.close()
+
+
 # ---- bad input ----------------------------------------------------------------------------------
 
 
