@@ -207,6 +207,10 @@ class Run:
             raise AttributeError(name)
         return 0 if name in ("attempt", "rate_limited") else None
 
+    def failed_at_branch(self, name: str) -> None:
+        """An attempt failed there: the next one prefers another."""
+        self.failed_at = (*(self.failed_at or ()), name)
+
 
 class Options:
     """What few tasks have: a name of their own and time limits."""

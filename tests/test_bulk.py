@@ -32,6 +32,7 @@ from async_task_manager.strategies import (
     Chain,
     Collector,
     ConcurrentLimitStrategy,
+    CostEstimator,
     Feedback,
     GroupOrder,
     Limit,
@@ -500,6 +501,49 @@ async def test_what_failed_together_is_retried_one_by_one() -> None:
     assert [task.state for task in (*tasks, more)] == ["succeeded"] * 2 + ["failed", "succeeded"]
     assert [task.attempt for task in tasks] == [2, 2, 2]
     tasks[2].exception()
+
+
+async def test_what_failed_at_one_provider_is_retried_at_another() -> None:
+    where: list[tuple[str | None, list[int]]] = []
+
+    async def handler(values: list[int]) -> list[int]:
+        task = current_task()
+        assert task is not None
+        where.append((task.provider, values))
+        if task.provider == "P1":
+            raise OSError("down")
+        return [ValueError(value) if value == 2 else value for value in values]  # type: ignore[misc]
+
+    router = ProviderRouterStrategy([Provider("P1"), Provider("P2"), Provider("P3")])
+    chain = Chain(Retries(times=2), BulkStrategy(handler, max_size=2), router)
+    async with TaskManager(chain) as manager:
+        tasks = add(manager, [1, 2])
+    assert where == [("P1", [1, 2]), ("P2", [1]), ("P2", [2]), ("P3", [2])]
+    assert [task.state for task in tasks] == ["succeeded", "failed"]
+    tasks[1].exception()
+
+
+async def test_costs_learn_from_what_a_batch_settles() -> None:
+    estimator = CostEstimator("tokens", min_samples=1, key="kind")
+
+    async def handler(values: list[int]) -> list[int]:
+        task = current_task()
+        assert task is not None
+        task.settle({"tokens": 120})
+        return values
+
+    tokens = SlidingWindowStrategy(1000, 60, cost=estimator)
+    async with TaskManager(Chain(BulkStrategy(handler), tokens)) as manager:
+        add(manager, [1], cost={"tokens": 10}, kind="a")
+        add(manager, [2], cost={"tokens": 30}, kind="b")
+    assert estimator.ratio("a") == estimator.ratio("b") == pytest.approx(3)
+    assert tokens.usage(None, 0).used == 120
+    estimator.estimate = lambda task: 0
+    async with TaskManager(
+        Chain(BulkStrategy(handler), SlidingWindowStrategy(9, 6, cost=estimator))
+    ) as manager:
+        add(manager, [1])
+    assert estimator.ratio("a") == pytest.approx(3)
 
 
 # ---- one leaves, the others stay ----------------------------------------------------------------

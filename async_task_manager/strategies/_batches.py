@@ -185,7 +185,10 @@ class Batches:
 
     def alone(self, task: Task[Any], now: float) -> Batch:
         """A batch of this task alone, which takes no other."""
-        return self._new(task, self._place(task), now)
+        batch = self._new(task, self._place(task), now)
+        if task._run is not None:
+            batch._progress().failed_at = task._run.failed_at  # it prefers other branches
+        return batch
 
     def gather(self, tasks: Iterable[Task[Any]], now: float) -> None:
         """Queues tasks that have waited, in as few batches as may be."""

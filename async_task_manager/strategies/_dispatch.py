@@ -485,7 +485,7 @@ class Dispatch:
                 branch, _ = grant
                 gate.router.ended(branch, outcome, now)
                 if outcome.kind == "failure":
-                    run.failed_at = (*(run.failed_at or ()), branch.name)
+                    run.failed_at_branch(branch.name)
 
     def settle(self, task: Task[Any], actual_of: Any, now: float) -> None:
         for limit, _, grant, node in self.granted(task):

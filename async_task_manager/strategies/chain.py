@@ -609,6 +609,8 @@ class Chain(BaseStrategy):
             if type(task) is Batch:
                 batches.calls -= 1  # type: ignore[union-attr]  # who made it
                 return False
+        elif outcome.kind == "failure" and task.provider is not None:
+            task._progress().failed_at_branch(task.provider)
         if self.feedbacks and self._again(task, outcome, now, last):
             return True
         if batches is not None:
@@ -673,7 +675,10 @@ class Chain(BaseStrategy):
 
         self.dispatch.settle(task, actual_of, now)
         for estimator, value in learning.values():
-            estimator.settled(task, value)
+            if isinstance(task, Batch):
+                estimator.settled_together(task.members, value)
+            else:
+                estimator.settled(task, value)
 
     def _settle_late(self, task: Task[Any], outcome: Outcome, now: float) -> None:
         """The outcome brings an actual cost: told by the work before, or by whoever ran it now."""

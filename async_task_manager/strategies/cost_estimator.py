@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from array import array
 from bisect import bisect_left, insort
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from fractions import Fraction
 from math import ceil, inf
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -222,6 +222,15 @@ class CostEstimator:
         self._keys[key] = ratios  # the last one now
         numbers = ratios.put(ratio, mine), self._all.put(ratio, among_all)
         self._settled[task] = (task.attempt, *numbers)
+
+    def settled_together(self, tasks: Collection[Task], actual: float) -> None:
+        """A batch says what all of it consumed: each has its part, as it was estimated."""
+        try:
+            ratio = actual / sum(self._estimated(task) for task in tasks)
+        except Exception:
+            return  # as above
+        for task in tasks:
+            self.settled(task, ratio * self._estimated(task))
 
     def _estimated(self, task: Task) -> Cost:
         spec = self.estimate
