@@ -17,7 +17,7 @@ say = @printf '\n== %s\n' '$(1)'
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all bench bench-quick soak fix clean pictures \
+.PHONY: help demo browser test test-all bench bench-quick soak fix clean pictures \
         format lint mypy pyright imports docs wheel pytest coverage
 
 help:  ## list the targets
@@ -25,6 +25,9 @@ help:  ## list the targets
 
 demo: $(VENV)/.demo  ## send a few hundred requests through two rate-limited providers
 	$(BIN)/python examples/demo.py
+
+browser:  ## install Debian's Chromium, for the tests of the dashboard (as root)
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; }
 
 test: format lint mypy pyright imports docs wheel coverage  ## everything that guards the project
 	$(call say,all checks passed)

@@ -26,6 +26,10 @@ package = Path(async_task_manager.__file__).parent
 assert package.is_relative_to(sys.prefix), f"imported from {package}, not from the wheel"
 assert (package / "py.typed").is_file(), "users' type checkers need py.typed"
 
+assets = {file.name for file in (package / "service" / "assets").iterdir()}
+wanted = {"index.html", "docs.html", "dashboard.js", "uPlot.iife.min.js", "uPlot.LICENSE.txt"}
+assert wanted <= assets, f"the dashboard is not whole: {sorted(assets)}"
+
 files = importlib.metadata.files("async-task-manager") or []
 strays = [str(file) for file in files if not str(file).startswith(("async_task_manager", "../"))]
 assert not strays, f"the wheel packs {strays}"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import sys
-from pathlib import Path
 
 from rich.console import Console
 
+from async_task_manager.cli.target import find
 from async_task_manager.errors import InvalidState, InvalidValue, TaskManagerError
 from async_task_manager.service import TaskService
 
@@ -52,17 +51,12 @@ def serve_command(
 
 
 def found(target: str) -> TaskService:
-    """The service that ``module:name`` means; modules are looked for here first.
+    """The service that ``module:name`` means.
 
     Raises:
         InvalidValue: there is none.
     """
-    module_name, _, name = target.partition(":")
-    if not module_name or not name:
-        raise InvalidValue(f"say where the service is, as module:name, not {target!r}")
-    sys.path.insert(0, str(Path.cwd()))
-    module = importlib.import_module(module_name)
-    service = getattr(module, name, None)
+    service = find(target)
     if not isinstance(service, TaskService):
         raise InvalidValue(f"{target} is {service!r}, not a TaskService")
     return service

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import typing
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from functools import partial
@@ -34,17 +33,12 @@ class Function:
         self.model = self._model()
 
     def _model(self) -> type[BaseModel]:
-        try:
-            hints = typing.get_type_hints(self.fn, include_extras=True)
-        except NameError as error:
-            raise InvalidType(
-                f"task {self.name!r}: an annotation can't be resolved: {error}"
-            ) from None
         fields: dict[str, Any] = {}
         for field, parameter in zip(self._aliases, self.parameters, strict=True):
             needed = parameter.default is inspect.Parameter.empty
             default = ... if needed else parameter.default
-            kind = hints.get(parameter.name, Any)
+            given = parameter.annotation
+            kind = Any if given is inspect.Parameter.empty else given
             # By an alias: a parameter may have a name that a model's field can't.
             fields[field] = (kind, Field(default, alias=parameter.name))
         config = ConfigDict(extra="forbid", arbitrary_types_allowed=False, title=self.name)
@@ -90,7 +84,11 @@ class Function:
 
 
 def _parameters(fn: Callable[..., Any], name: str) -> list[inspect.Parameter]:
-    parameters = list(inspect.signature(fn).parameters.values())
+    try:
+        signature = inspect.signature(fn, eval_str=True)
+    except NameError as error:
+        raise InvalidType(f"task {name!r}: an annotation can't be resolved: {error}") from None
+    parameters = list(signature.parameters.values())
     for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise InvalidType(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from pydantic import BaseModel
@@ -69,15 +69,17 @@ class WebApp:
             routes=[
                 Route("/task", tasks.submit, methods=["POST"]),  # the busiest first
                 Route("/result/{id}", tasks.result, methods=["GET"]),
-                Route("/task/{id}", tasks.details, methods=["GET"]),
-                Route("/task/{id}", tasks.cancel, methods=["DELETE"]),
+                _resource("/task/{id}", GET=tasks.details, DELETE=tasks.cancel),
                 Route("/tasks", tasks.listed, methods=["GET"]),
                 Route("/messages", messages.put, methods=["POST"]),
                 Route("/users", operations.users, methods=["GET"]),
                 Route("/queues", operations.queues, methods=["GET"]),
                 Route("/providers", operations.providers, methods=["GET"]),
-                Route("/providers/{name}", operations.provider, methods=["GET"]),
-                Route("/providers/{name}", operations.change_provider, methods=["PATCH"]),
+                _resource(
+                    "/providers/{name}",
+                    GET=operations.provider,
+                    PATCH=operations.change_provider,
+                ),
                 Route("/pause", operations.pause, methods=["POST"]),
                 Route("/resume", operations.resume, methods=["POST"]),
                 Route("/events", operations.events, methods=["GET"]),
@@ -118,6 +120,15 @@ class WebApp:
         self.close()
         await self._on_stop()
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def _resource(path: str, **handlers: Callable[[Request], Awaitable[Response]]) -> Route:
+    """One route for all methods of a path, so that it can say which there are."""
+
+    async def handle(request: Request) -> Response:
+        return await handlers["GET" if request.method == "HEAD" else request.method](request)
+
+    return Route(path, handle, methods=list(handlers))
 
 
 async def _refused(request: Request, error: Exception) -> Response:

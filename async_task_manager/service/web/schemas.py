@@ -66,6 +66,15 @@ Amount: TypeAlias = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
 class Submission(_In):
     """A task to be done."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"x": "a text", "user_id": "ada"},
+                {"task": "work", "args": {"x": 1}, "user_id": "ada", "priority": "high"},
+            ]
+        }
+    )
+
     task: Annotated[str, StringConstraints(min_length=1, max_length=100)] | None = Field(
         None, description="The function's name; it can be left out where there is one only."
     )

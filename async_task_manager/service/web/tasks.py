@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from hashlib import blake2s
 from typing import Any
 
@@ -34,7 +35,7 @@ __all__ = ["Tasks"]
 MOST_PATIENT = 60.0
 """Seconds that a long poll may last."""
 
-LONGEST_KEY = 255
+KEY = re.compile(r"[!-~]{1,255}")
 LISTED = 50
 FIELDS = ("priority", "valid_after", "cost", "provider", "user_id")
 
@@ -53,10 +54,9 @@ class Tasks:
         core = self._core
         body = await read_json(request, core.settings.max_body_bytes, self._body_seconds)
         key = request.headers.get("idempotency-key")
-        if key is not None and not 1 <= len(key) <= LONGEST_KEY:
-            raise Problem(
-                400, errors=[("Idempotency-Key", f"must have 1 to {LONGEST_KEY} characters")]
-            )
+        if key is not None and not KEY.fullmatch(key):
+            what = "must be 1 to 255 printable ASCII characters, without spaces"
+            raise Problem(400, errors=[("Idempotency-Key", what)])
         submission = parsed(Submission, body)
         user_id = str(submission.user_id)
         try:
