@@ -72,15 +72,18 @@ class Process:
     Args:
         folder: Where the program, and its store, are.
         program: Makes ``service``.
+        target: Where; None: nowhere.
         options: More of the command's.
     """
 
-    def __init__(self, folder: Path, program: str, *options: str) -> None:
+    def __init__(
+        self, folder: Path, program: str, *options: str, target: str | None = "app:service"
+    ) -> None:
         (folder / "app.py").write_text(textwrap.dedent(program))
         atm = str(Path(sys.executable).with_name("atm"))
         self._stderr = (folder / "stderr").open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, atm, "serve", "app:service", "--port", "0", *options],
+            [sys.executable, atm, "serve", *filter(None, [target]), "--port", "0", *options],
             cwd=folder,
             env={**os.environ, "COLUMNS": "200", "PYTHONUNBUFFERED": "1"},
             stdout=subprocess.PIPE,

@@ -229,3 +229,18 @@ def test_a_block_without_an_end_is_an_error(tmp_path: Path) -> None:
     page.write_text("```python\nx = 1\n")
     with pytest.raises(AssertionError, match=r"page\.md:1: a block without an end"):
         list(blocks(page))
+
+
+def test_one_user_floods_and_another_comes_next() -> None:
+    flood = subprocess.run(
+        [sys.executable, "examples/fair_service/flood.py"],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert flood.returncode == 0, flood.stdout
+    assert "of 41 to end" in flood.stdout

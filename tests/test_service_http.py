@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -505,6 +506,19 @@ def test_the_command(tmp_path: Path) -> None:
             assert client.get("/queues", headers=headers).status_code == 200
         assert server.end() == 0
     assert TOKEN not in (tmp_path / "stderr").read_text()
+
+
+def test_the_demonstration(tmp_path: Path) -> None:
+    with Process(tmp_path, PROGRAM, target=None) as server, server.client() as client:
+        for _ in range(200):
+            users = {user["user_id"] for user in client.get("/users").json()["users"]}
+            if "a busy robot" in users:
+                break
+            time.sleep(0.1)
+        assert "a busy robot" in users
+        assert len(client.get("/providers").json()["providers"]) == 2
+        assert server.end() == 0
+    assert not list(tmp_path.glob("*.db*")), "it leaves nothing"
 
 
 @pytest.mark.parametrize(

@@ -229,7 +229,10 @@ def simulate_(
 
 @app.command()
 def serve(
-    service: Annotated[str, typer.Argument(help="Where it is: module:name.")],
+    service: Annotated[
+        str | None,
+        typer.Argument(metavar="MODULE:NAME", help="Where it is; none: a demonstration."),
+    ] = None,
     *,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
@@ -243,6 +246,8 @@ def serve(
     max_connections: Annotated[int, typer.Option(min=1, help="At once.")] = 1000,
 ) -> None:
     """Serves a `TaskService`: its tasks over HTTP, and a dashboard.
+
+    Without one, it serves a demonstration, whose tasks come from four users and are forgotten.
 
     An address that others can reach needs a token. SIGTERM or Ctrl-C takes nothing more in, and
     gives what runs its time.

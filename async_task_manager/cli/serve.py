@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
+import threading
+from pathlib import Path
 
 from rich.console import Console
 
 from async_task_manager.cli.target import find
 from async_task_manager.errors import InvalidState, InvalidValue, TaskManagerError
 from async_task_manager.service import TaskService
+from async_task_manager.service.demo import demonstration, visit
 
 __all__ = ["serve_command"]
 
@@ -18,7 +22,7 @@ BAD_USAGE, FAILED = 2, 1
 
 
 def serve_command(
-    target: str,
+    target: str | None,
     *,
     host: str,
     port: int,
@@ -27,20 +31,32 @@ def serve_command(
     max_connections: int,
 ) -> int:
     """Serves until a signal ends it, and gives the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("async_task_manager").setLevel(logging.INFO)
     console = Console(highlight=False)
     if not tokens:
         tokens = [token for token in os.environ.get("ATM_TOKEN", "").split(",") if token]
+    over = threading.Event()
     try:
-        service = found(target)
-        service.serve(
-            host,
-            port,
-            tokens=tokens,
-            hosts=hosts,
-            max_connections=max_connections,
-            on_listening=lambda url: console.print(f"serving {target} on {url} (dashboard, API)"),
-        )
+        with tempfile.TemporaryDirectory(prefix="atm-demo-") as folder:
+            service = demonstration(Path(folder)) if target is None else found(target)
+
+            def listening(url: str) -> None:
+                console.print(f"serving {target or 'a demonstration'} on {url} (dashboard, API)")
+                if target is None:
+                    threading.Thread(target=visit, args=(url, over), daemon=True).start()
+
+            try:
+                service.serve(
+                    host,
+                    port,
+                    tokens=tokens,
+                    hosts=hosts,
+                    max_connections=max_connections,
+                    on_listening=listening,
+                )
+            finally:
+                over.set()
     except InvalidState as error:
         return _refuse(str(error), FAILED)
     except (TaskManagerError, ImportError, ValueError) as error:

@@ -12,9 +12,9 @@ function tiles(state) {
   const all = [
     ["Queued", count(state.queued)],
     ["Running", count(state.running_count)],
-    ["Finished per second", number(state.per_second)],
+    ["Per second", number(state.per_second)],
     ["Median wait", span(state.wait_p50)],
-    ["95 % wait at most", span(state.wait_p95)],
+    ["95 % wait", span(state.wait_p95)],
     ["Succeeded", count(ended.SUCCESS ?? 0)],
     ["Failed", count(ended.FAILURE ?? 0)],
     ["Cancelled", count(ended.REVOKED ?? 0)],
