@@ -176,6 +176,32 @@ class FickleRank(Order):
         return self.rank_given
 
 
+class FickleGroups(FairShareStrategy):
+    asked = 0
+
+    def group_rank(self, group: Hashable, now: float) -> tuple[int, float]:
+        self.asked += 1
+        return 1, self.asked
+
+
+class NanGroups(FairShareStrategy):
+    def group_rank(self, group: Hashable, now: float) -> Any:
+        return math.nan
+
+
+class LosesBranches(ProviderRouterStrategy):
+    def choose(self, branches: Any, task: Task, now: float) -> Any:
+        return branches[:1]
+
+
+class Fickle(ProviderRouterStrategy):
+    asked = 0
+
+    def choose(self, branches: Any, task: Task, now: float) -> Any:
+        self.asked += 1
+        return branches if self.asked % 2 else branches[::-1]
+
+
 class Forgets(SlidingWindowStrategy):
     """Its dump leaves out what counts."""
 
@@ -221,6 +247,10 @@ class Holds(Limit):
         (lambda: Early(0.5, measure_from="start"), "already"),
         (NanRank, "sortable|NaN"),
         (FickleRank, "another rank"),
+        (FickleGroups, "another rank of the group"),
+        (NanGroups, "NaN"),
+        (lambda: LosesBranches([Provider("a"), Provider("b")]), "must give all of the branches"),
+        (lambda: Fickle([Provider("a"), Provider("b")]), "must be pure"),
         (lambda: Forgets(2, 5.0), "dump and load"),
         (lambda: Deaf(2, 5.0), "dump and load"),
         (Holds, "still wait"),

@@ -13,7 +13,15 @@ from typing import Any
 
 from async_task_manager.errors import TaskRejected
 from async_task_manager.manager import TaskManager
-from async_task_manager.strategies.base import BaseStrategy, Hold, Limit, Order, Role, Router
+from async_task_manager.strategies.base import (
+    BaseStrategy,
+    GroupOrder,
+    Hold,
+    Limit,
+    Order,
+    Role,
+    Router,
+)
 from async_task_manager.strategies.chain import Chain, is_foreign
 from async_task_manager.strategies.concurrent_limit import ConcurrentLimitStrategy
 from async_task_manager.strategies.priority_queue import PriorityQueueStrategy
@@ -189,6 +197,16 @@ def _check_order(order: Order, tasks: list[Task[Any]]) -> None:
     sorted(ranks)
     for rank in ranks:
         hash(rank)
+    if isinstance(order, GroupOrder):
+        groups = [order.group(task) for task in tasks]
+        places = [order.group_rank(group, 1.0) for group in groups]
+        assert all(place == place for place in places), "a rank must not be NaN"
+        assert places == [order.group_rank(group, 1.0) for group in groups], (
+            "the same question, another rank of the group"
+        )
+        sorted(places)
+        for group in groups:
+            hash(group)
 
 
 def _check_hold(hold: Hold, tasks: list[Task[Any]]) -> None:
@@ -206,7 +224,13 @@ def _check_router(router: Router, tasks: list[Task[Any]]) -> None:
         pin = router.pin_of(task)
         matching = router.all_branches(pin)
         assert set(matching) <= set(everything), "a pin leads to a branch that doesn't exist"
-        assert set(router.branches(pin)) <= set(matching), "branches() must match the pin"
+        open_now = list(router.branches(pin))
+        assert set(open_now) <= set(matching), "branches() must match the pin"
+        chosen = [list(router.choose(open_now, task, 1.0)) for _ in range(2)]
+        assert chosen[0] == chosen[1], "choose() must be pure"
+        assert sorted(map(id, chosen[0])) == sorted(map(id, open_now)), (
+            "choose() must give all of the branches, in some order"
+        )
 
 
 def _check_limit(factory: Callable[[], BaseStrategy], tasks: list[Task[Any]]) -> None:
