@@ -13,6 +13,7 @@ import time
 import weakref
 from asyncio import _get_running_loop
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from contextvars import Context, copy_context
 from functools import partial
 from math import inf
@@ -408,6 +409,8 @@ class Engine:
 
     def stamp(self, task: Task[Any]) -> None:
         """The task says that what the windows count happens now."""
+        if self._elsewhere(task, self.stamp):
+            return
         run = task._run
         if run is not None and run.stamped is False:
             run.stamped = True
@@ -536,6 +539,8 @@ class Engine:
 
     def settle(self, task: Task[Any], actual: Any) -> None:
         """The actual cost of a running task is known."""
+        if self._elsewhere(task, self.settle, actual):
+            return
         now = self._clock()
         try:
             self._chain.settle(task, actual, now)
@@ -546,6 +551,8 @@ class Engine:
 
     def observe(self, task: Task[Any], sample: Any) -> None:
         """A running task was told something that its limits may want to know."""
+        if self._elsewhere(task, self.observe, sample):
+            return
         now = self._clock()
         try:
             self._chain.observe(task, sample, now)
@@ -553,6 +560,21 @@ class Engine:
             self._break(self._chain.blame(error))
         if not self._pumping:
             self._look(now)
+
+    def _elsewhere(self, task: Task[Any], act: Callable[..., None], *arguments: Any) -> bool:
+        """In a thread that the work started: True, and the loop's thread does it soon."""
+        if threading.get_ident() == self._thread:
+            return False
+        attempt = task.attempt
+
+        def later() -> None:
+            if task._state == "running" and task.attempt == attempt:
+                act(task, *arguments)
+
+        assert self._loop is not None  # the task runs there
+        with suppress(RuntimeError):  # it was closed over the thread
+            self._loop.call_soon_threadsafe(later)
+        return True
 
     def _sweep(self) -> None:
         """Tasks that the chain gave up on get their outcome."""

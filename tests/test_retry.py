@@ -449,6 +449,33 @@ async def test_an_outage_of_many_leaks_nothing() -> None:
     assert sum(task.attempt for task in tasks) == calls > 4_000
 
 
+async def test_ten_thousand_that_fail_at_once_come_back_one_by_one() -> None:
+    """Jitter spreads them over the backoff; Retry-After keeps all of them away until then."""
+    starts: list[float] = []
+
+    async def call() -> None:
+        task = current_task()
+        assert task is not None
+        if task.attempt == 1:
+            await asyncio.sleep(1)
+            raise ConnectionError
+        starts.append(clock().time())
+        if task.attempt == 2:
+            raise RateLimited(retry_after=100)
+
+    async with TaskManager(RetryStrategy(backoff=exponential(10), seed=1)) as manager:
+        for _ in range(10_000):
+            manager.add_task(call)
+    second, third = sorted(starts)[:10_000], sorted(starts)[10_000:]
+    assert 1 <= second[0] < 1.1
+    assert 10.9 < second[-1] <= 11
+    for tenth in range(10):
+        within = sum(1 + tenth <= start < 2 + tenth for start in second)
+        assert 850 <= within <= 1150
+    assert third[0] >= second[0] + 100
+    assert all(after >= before + 100 for before, after in zip(second, third, strict=True))
+
+
 # ---- the budget ---------------------------------------------------------------------------------
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -353,3 +355,88 @@ async def test_what_is_no_cost_is_refused() -> None:
     async with TaskManager(window) as manager:
         await manager.add_task(work, {"cost": {"tokens": 8}})
         assert window.usage(None, 0.0).used == 8
+
+
+# ---- from a thread ------------------------------------------------------------------------------
+
+
+async def test_a_thread_that_the_work_started_may_tell_it() -> None:
+    window = SlidingWindowStrategy(10, 60, cost="tokens")
+    starts: list[float] = []
+
+    def blocking() -> None:
+        task = current_task()
+        assert task is not None
+        task.settle(2)
+        task.observe({"x-ratelimit-remaining-tokens": "9", "x-ratelimit-reset-tokens": "20s"})
+
+    async def work() -> None:
+        starts.append(asyncio.get_running_loop().time())
+        await asyncio.to_thread(blocking)
+        await asyncio.sleep(5)
+
+    async with TaskManager(window) as manager:
+        tasks = [manager.add_task(work, {"cost": {"tokens": 8}}) for _ in range(2)]
+    assert [task.state for task in tasks] == ["succeeded"] * 2
+    assert starts == [0, 0]  # the first one made room at once
+    assert window.usage(None, 0.0).used == 4
+
+
+async def test_what_a_thread_tells_too_late_changes_nothing() -> None:
+    window = SlidingWindowStrategy(10, 60, cost="tokens")
+    told = threading.Event()
+    threads: list[threading.Thread] = []
+
+    async def work() -> None:
+        task = current_task()
+        assert task is not None
+
+        def blocking() -> None:
+            task.settle(2)
+            told.set()
+
+        threads.append(threading.Thread(target=blocking))
+        threads[0].start()
+        told.wait(5)  # it blocks the loop: the thread was quicker, and the loop hears of it later
+
+    async with TaskManager(window) as manager:
+        await manager.add_task(work, {"cost": {"tokens": 8}})
+        await asyncio.sleep(0)
+        assert window.usage(None, 0.0).used == 8
+    threads[0].join()
+
+
+@pytest.mark.real_time
+def test_a_thread_that_outlives_the_loop_tells_nobody() -> None:
+    go, told = threading.Event(), threading.Event()
+    threads: list[threading.Thread] = []
+
+    async def work() -> None:
+        task = current_task()
+        assert task is not None
+
+        def blocking() -> None:
+            go.wait(5)
+            task.observe({"retry-after": "5"})
+            told.set()
+
+        threads.append(threading.Thread(target=blocking))
+        threads[0].start()
+        await asyncio.sleep(60)
+
+    async def main() -> TaskManager:
+        manager = TaskManager(SlidingWindowStrategy(10, 60))
+        await manager.idle()
+        manager.add_task(work)
+        await asyncio.sleep(0.05)
+        return manager
+
+    loop = asyncio.new_event_loop()
+    manager = loop.run_until_complete(main())
+    loop.close()
+    go.set()
+    assert told.wait(5)
+    threads[0].join()
+    threads.clear()
+    del manager, loop
+    gc.collect()  # what hung in the loop goes here, not somewhere in the next test
