@@ -7,6 +7,7 @@ import sys
 import time
 
 from benchmarks.http import http
+from benchmarks.messages import messages
 from benchmarks.others import keys, latency, limits, memory, moves, queues, virtual
 from benchmarks.peers import peers
 from benchmarks.report import Row, draw, print_rows, write_rows
@@ -23,6 +24,7 @@ GROUPS = {
     "keys": keys,
     "virtual": virtual,
     "moves": moves,
+    "messages": messages,
     "peers": peers,
     "http": http,
 }
