@@ -37,7 +37,7 @@ def worker(
         typer.Option(min=0, help="Seconds for what runs to finish after SIGTERM; 30."),
     ] = None,
     until_empty: Annotated[
-        bool, typer.Option("--until-empty", help="End when nothing is ready any more.")
+        bool, typer.Option("--until-empty", help="End when only dead letters are left.")
     ] = False,
 ) -> None:
     """Takes messages from a queue to a handler: app:handler is `handler` in app.py, here.

@@ -159,7 +159,7 @@ class Worker:
         gives that back, too.
 
         Args:
-            until_empty: Ends as well when nothing is held and nothing is ready in the queue.
+            until_empty: Ends as well when the queue holds nothing but dead letters.
             signals: SIGTERM and SIGINT stop it; the second one cancels what runs. In the main
                 thread alone.
 
@@ -249,7 +249,7 @@ class Worker:
                 self._moved.clear()
                 await self._moved.wait()
                 continue
-            wait = 0.0 if until_empty else WAIT
+            wait = min(1.0, WAIT) if until_empty else WAIT
             try:
                 messages = await self.queue.receive(room, wait, ahead=True)
                 pause = 0.5
@@ -267,11 +267,10 @@ class Worker:
                 if first:
                     self._start(held)
             self._full = len(messages) == room
-            if until_empty and not messages:
-                if not len(self._held):
+            if until_empty and not messages and not len(self._held):
+                depth = await self.queue.depth()
+                if not (depth.ready or depth.delayed or depth.in_flight):
                     return
-                self._moved.clear()
-                await self._moved.wait()
 
     def _room(self) -> int:
         """How many more the chain can use soon; 0 while half of that still waits."""
