@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from async_task_manager.cli.app import app
+
+ATM = str(Path(sys.executable).with_name("atm"))
+PROVIDER = Path(__file__).parents[1] / "examples" / "fake_provider.py"
 
 FLOW = """
 [[providers]]
@@ -129,8 +134,8 @@ def test_a_recorded_run_again(folder: Path) -> None:
     lines = [
         {
             "id": i,
-            "waited": 0.0 if i < 4 else 1.0,
             "duration": 1.0,
+            "started_at": f"2026-01-01T00:00:0{i // 4}.000+00:00",
             "created_at": "2026-01-01T00:00:00.000+00:00",
         }
         for i in range(8)
@@ -145,6 +150,35 @@ def test_a_recorded_run_again(folder: Path) -> None:
     assert "recorded: 2 s, 300.0% off" in atm("--replay", "out.jsonl")
     (folder / "out.jsonl").write_text("")
     assert "recorded: 0 s, 0.0% off" in atm("--replay", "out.jsonl")
+
+
+def test_a_real_run_again(folder: Path) -> None:
+    """Through HTTP: the limits decide, and a few milliseconds of the machine."""
+    provider = subprocess.Popen(
+        [sys.executable, str(PROVIDER), "--latency", "0.02-0.2", "--headers", "none"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert provider.stdout is not None
+        url = provider.stdout.readline().split()[-1]
+        (folder / "flow.toml").write_text(
+            f'[[providers]]\nname = "fake"\nbase_url = "{url}"\n'
+            'limits = ["20/second"]\nmax_concurrent = 4\n'
+        )
+        urgent = ("high", "normal", "low")
+        lines = [{"id": i, "path": "/x", "priority": urgent[i % 3]} for i in range(80)]
+        (folder / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        run = ["run", "in.jsonl", "--config", "flow.toml", "--output", "out.jsonl"]
+        ran = subprocess.run([ATM, *run], cwd=folder, capture_output=True, timeout=60, check=False)
+        assert ran.returncode == 0, ran.stderr
+    finally:
+        provider.terminate()
+        provider.communicate(timeout=30)
+    text = atm("--replay", "out.jsonl", "-n", "in.jsonl")
+    off = float(text.rsplit("% off", 1)[0].split()[-1])
+    assert off < 5, text  # 2 where nothing else runs
+    assert text.endswith("order of the starts: the same\n")
 
 
 @pytest.mark.parametrize(

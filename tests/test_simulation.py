@@ -26,6 +26,7 @@ from async_task_manager import (
     MissingExtra,
     Task,
     TaskManager,
+    current_task,
 )
 from async_task_manager.simulation import (
     Job,
@@ -585,17 +586,25 @@ def test_what_is_no_trace(text: str, words: str, tmp_path: Path) -> None:
 # ---- a recorded run -----------------------------------------------------------------------------
 
 
-async def a_run(path: Path, asked: Path) -> list[int]:
-    """A run of a manager, written down as `atm run` does; the order of its starts."""
+def iso(epoch: float | None) -> str:
+    assert epoch is not None
+    return datetime.fromtimestamp(epoch, UTC).isoformat(timespec="milliseconds")
+
+
+async def a_run(path: Path, asked: Path, failing: int) -> None:
+    """A run of a manager, written down as `atm run` does."""
     dice = random.Random(3)
-    order: list[int] = []
-    lines, wanted = [], []
+    lines: list[dict[str, Any]] = []
+    wanted: list[dict[str, Any]] = []
 
     async def work(number: int) -> None:
-        order.append(number)
         await asyncio.sleep(dice.uniform(0.5, 3))
+        task = current_task()
+        if number % 20 == 7 and failing and task is not None and task.attempt <= failing:
+            raise ConnectionError
 
-    async with TaskManager(two_providers()) as manager:
+    chain = Chain(two_providers(), RetryStrategy(5, backoff=fixed(0.5)))
+    async with TaskManager(chain) as manager:
         tasks = []
         for number in range(80):
             if number % 20 == 0:
@@ -605,41 +614,56 @@ async def a_run(path: Path, asked: Path) -> list[int]:
             tasks.append(manager.add_task(partial(work, number), {"priority": priority}))
         await manager.join()
     for number, task in sorted(enumerate(tasks), key=lambda pair: pair[1].finished_at or 0):
-        assert task.created_at and task.started_at and task.finished_at
-        created = datetime.fromtimestamp(task.created_at, UTC)
+        assert task.started_at and task.finished_at
         lines.append(
             {
                 "id": number,
                 "status": "succeeded",
                 "provider": task.provider,
-                "waited": round(task.started_at - task.created_at, 6),
+                "attempts": task.attempt,
+                "waited": 1.0,
                 "duration": round(task.finished_at - task.started_at, 6),
-                "created_at": created.isoformat(timespec="milliseconds"),
+                "created_at": iso(task.created_at),
+                "started_at": iso(task.started_at),
                 "cost": None,
             }
         )
     lines.append({"id": 99, "status": "invalid", "error": "no request"})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     asked.write_text("".join(json.dumps(line) + "\n" for line in wanted))
-    return order
 
 
-def test_a_recorded_run_is_replayed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("failing", [0, 2])
+def test_a_recorded_run_is_replayed(failing: int, tmp_path: Path) -> None:
     results, asked = tmp_path / "results.jsonl", tmp_path / "requests.jsonl"
-    order = run_virtual(a_run(results, asked))
+    run_virtual(a_run(results, asked, failing))
     run = recorded(results, asked)
-    assert run.start_order == order
-    report = simulate(two_providers(), run)
-    assert report.start_order == order
-    assert report.makespan == pytest.approx(run.makespan, rel=0.02)
-    assert len(list(recorded(results))) == 80
+    chain = Chain(two_providers(), RetryStrategy(5, backoff=fixed(0.5)))
+    report = simulate(chain, run)
+    assert run.same_order(report.start_order)
+    # Of what was sent several times only the last attempt is recorded.
+    assert report.makespan == pytest.approx(run.makespan, rel=0.15 if failing else 0.02)
+    assert (report.succeeded, report.attempts) == (80, 80 + 4 * failing)
+    assert not run.same_order(reversed(report.start_order))
+    free = recorded(results, asked, pinned=False)
+    assert simulate(Chain(), free).makespan < run.makespan / 2
+    assert simulate(ProviderRouterStrategy([Provider("x")]), run).rejected == 80
 
 
 def test_what_is_no_recording(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
-    path.write_text('{"id": 1, "waited": 1, "duration": 2, "created_at": "soon"}\n')
-    with pytest.raises(InvalidValue, match=r":1: created_at must be an ISO-8601 time"):
-        recorded(path)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"started_at": "soon", "created_at": "2026-01-01"}, "created_at and started_at must be"),
+        ({"started_at": "2026-01-01"}, "created_at and started_at must be"),
+        (
+            {"started_at": "2026-01-01", "created_at": "2026-01-01", "duration": -1},
+            "duration must be",
+        ),
+    ]
+    for line, words in wrong:
+        path.write_text(json.dumps({"id": 1, **line}) + "\n")
+        with pytest.raises(InvalidValue, match=f":1: {words}"):
+            recorded(path)
     path.write_text("")
     assert list(recorded(path)) == []
 
@@ -648,13 +672,16 @@ def test_what_a_recording_says_of_costs_and_times(tmp_path: Path) -> None:
     results, asked = tmp_path / "results.jsonl", tmp_path / "requests.jsonl"
     asked.write_text('{"valid_after": "+2s", "cost": {"tokens": 9}}\n')
     results.write_text(
-        '{"id": 1, "waited": 2, "duration": 1, "created_at": "2026-01-01T00:00:00Z",'
-        ' "cost": {"tokens": 5}}\n'
+        '{"id": 1, "duration": 1, "created_at": "2026-01-01T00:00:00Z", "provider": "groq",'
+        ' "started_at": "2026-01-01T00:00:02Z", "cost": {"tokens": 5}, "actual_cost": 7}\n'
     )
     (job,) = recorded(results, asked)
     assert job.metadata is not None
     assert job.metadata["cost"] == {"tokens": 5}
     assert job.metadata["valid_after"].total_seconds() == 2
+    assert job.metadata["provider"] == "groq"
+    assert job.actual == 7
+    assert "provider" not in (recorded(results, asked, pinned=False).jobs[0].metadata or {})
 
 
 # ---- reports ------------------------------------------------------------------------------------

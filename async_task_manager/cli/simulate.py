@@ -40,6 +40,8 @@ class Workload:
     """How many, or a file."""
     trace: Path | None = None
     replay: Path | None = None
+    pinned: bool = True
+    """What is replayed goes where it went."""
     rate: str | None = None
     burst: int = 1
     duration: str = "1"
@@ -53,7 +55,7 @@ class Workload:
         """The jobs, new each time and always the same."""
         if self.replay is not None:
             asked = None if self.requests.isdecimal() else self.requests
-            return recorded(self.replay, asked)
+            return recorded(self.replay, asked, pinned=self.pinned)
         if self.trace is not None:
             return trace(self.trace)
         if not self.requests.isdecimal():
@@ -112,6 +114,7 @@ def simulate_command(
     picture: Path | None,
 ) -> int:
     """Simulates once, or without and with the changes, prints, and gives the exit code."""
+    workload.pinned = not what_if  # else nothing would go another way
     try:
         tables = _tables(config)
         before = _simulated(_parsed(tables, config), workload, start)
@@ -123,7 +126,7 @@ def simulate_command(
             after = _simulated(_parsed(tables, config), workload, start)
             _tell([before, after], as_json)
             before = after
-        if workload.replay is not None and not as_json:
+        if workload.replay is not None and not as_json and not what_if:
             _tell_replay(before, workload.replay)
         if picture is not None:
             before.save(picture, title=", ".join(what_if) or None)
@@ -154,7 +157,7 @@ def _tell(reports: list[Report], as_json: bool) -> None:
 def _tell_replay(report: Report, results: Path) -> None:
     run = recorded(results)
     off = abs(report.makespan - run.makespan) / run.makespan if run.makespan else 0.0
-    order = "the same" if run.start_order == list(report.start_order) else "another"
+    order = "the same" if run.same_order(report.start_order) else "another"
     print(f"recorded: {span(run.makespan)}, {off:.1%} off; order of the starts: {order}")
 
 

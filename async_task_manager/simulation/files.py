@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -121,24 +121,49 @@ class Recording:
     """A run that was written down; iterated over, its jobs."""
 
     jobs: list[Job]
-    start_order: list[Any]
-    """The ids, in the order in which they started."""
+    starts: dict[Any, float]
+    """When each started, by its id: seconds from the first arrival, to the millisecond."""
+    providers: dict[Any, str | None]
+    """Where each ran."""
     makespan: float
     """Seconds from the first arrival to the last end."""
 
     def __iter__(self) -> Iterator[Job]:
         return iter(self.jobs)
 
+    def same_order(self, start_order: Iterable[Any]) -> bool:
+        """Whether these started, at each provider, in the order in which they did there.
 
-def recorded(results: str | Path, requests: str | Path | None = None) -> Recording:
+        Not between providers, where less than a millisecond decides; and without those that were
+        sent several times, of which the last start is recorded.
+        """
+        latest: dict[str | None, float] = {}
+        for id in start_order:
+            start, provider = self.starts[id], self.providers[id]
+            if id not in self._again:
+                if start < latest.get(provider, 0.0):
+                    return False
+                latest[provider] = start
+        return True
+
+    @property
+    def _again(self) -> set[Any]:
+        return {job.id for job in self.jobs if job.failures}
+
+
+def recorded(
+    results: str | Path, requests: str | Path | None = None, *, pinned: bool = True
+) -> Recording:
     """Jobs from the results of ``atm run``, to be replayed: they arrive as they did, and run as
-    long as they did.
+    long as they did, where they did.
 
     Args:
         results: The results; of an id that has several, the last counts. What was never sent is
             passed over.
         requests: The requests, for what results don't say: priorities, times, providers, in their
             order where several arrived at once.
+        pinned: Whether each goes to the provider that it went to, which is what its duration is
+            that of. Not, for what another chain would have made of them.
 
     Raises:
         InvalidValue: a line is none of a result; the message names file and line.
@@ -150,12 +175,8 @@ def recorded(results: str | Path, requests: str | Path | None = None) -> Recordi
             asked[id] = i, {k: v for k, v in data.items() if k not in OWN and k not in CONTENT}
     ran: dict[Any, dict[str, Any]] = {}
     for where, data in _lines(Path(results)):
-        if data.get("waited") is not None and data.get("duration") is not None:
-            try:
-                data["created"] = datetime.fromisoformat(data["created_at"]).timestamp()
-            except (KeyError, TypeError, ValueError):
-                raise InvalidValue(f"{where}: created_at must be an ISO-8601 time") from None
-            ran[data.get("id")] = data
+        if data.get("started_at") is not None:
+            ran[data.get("id")] = {**data, **_times(where, data)}
     began = min((data["created"] for data in ran.values()), default=0.0)
     found: list[tuple[float, int, float, int, Job]] = []
     for id, data in ran.items():
@@ -164,15 +185,34 @@ def recorded(results: str | Path, requests: str | Path | None = None) -> Recordi
             metadata = {**metadata, "cost": data["cost"]}
         if "valid_after" in metadata:
             metadata["valid_after"] = _instant(f"request {id!r}", metadata["valid_after"])
+        if pinned and data.get("provider") is not None:
+            metadata = {**metadata, "provider": data["provider"]}
+        again = int(data.get("attempts") or 1) - 1
         at = data["created"] - began
-        job = Job(at, float(data["duration"]), metadata, id)
-        found.append((at, place, at + float(data["waited"]), len(found), job))
+        job = Job(at, float(data["duration"]), metadata, id, again, data.get("actual_cost"))
+        found.append((at, place, data["started"], len(found), job))
     found.sort(key=lambda each: each[:4])
     return Recording(
-        [job for *_, job in found],
-        [job.id for *_, job in sorted(found, key=lambda each: each[2])],
-        max((start + job.duration for _, _, start, _, job in found), default=0.0),
+        jobs=[job for *_, job in found],
+        starts={id: data["started"] - began for id, data in ran.items()},
+        providers={id: data.get("provider") for id, data in ran.items()},
+        makespan=max(
+            (data["started"] + data["duration"] - began for data in ran.values()), default=0.0
+        ),
     )
+
+
+def _times(where: str, data: dict[str, Any]) -> dict[str, float]:
+    try:
+        created, started = (
+            datetime.fromisoformat(data[name]).timestamp() for name in ("created_at", "started_at")
+        )
+    except (KeyError, TypeError, ValueError):
+        raise InvalidValue(
+            f"{where}: created_at and started_at must be ISO-8601 times, as in the results of a run"
+        ) from None
+    seconds = number(f"{where}: duration", data.get("duration"), at_least=0)
+    return {"created": created, "started": started, "duration": seconds}
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
