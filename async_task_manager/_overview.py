@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from async_task_manager.strategies._usages import MAX_KEYS
 from async_task_manager.strategies.base import Limit
-from async_task_manager.strategies.chain import MAX_KEYS, Chain
+from async_task_manager.strategies.chain import Chain
 
 if TYPE_CHECKING:
     from async_task_manager.task import Task, TaskState

@@ -53,9 +53,9 @@ from async_task_manager.strategies import (
     _dispatch,
 )
 from async_task_manager.strategies._dispatch import MAX_MOVES, PATIENCE, Dispatch
+from async_task_manager.strategies._intake import MAX_BOUNDS
 from async_task_manager.strategies._lanes import PRUNE_AT, Queue
 from async_task_manager.strategies._single_lane import MAX_REJECTED
-from async_task_manager.strategies.chain import MAX_BOUNDS
 from async_task_manager.task import Options, Outcome
 
 

@@ -29,7 +29,7 @@ from async_task_manager.errors import (
     TaskManagerError,
     TaskRejected,
 )
-from async_task_manager.strategies import _dispatch, _lanes, _single_lane, chain
+from async_task_manager.strategies import _dispatch, _intake, _lanes, _single_lane
 from async_task_manager.strategies._routing import KEYS
 from async_task_manager.strategies.adaptive import AdaptiveStrategy
 from async_task_manager.strategies.backoff import exponential, fixed
@@ -693,7 +693,7 @@ class Life:
             patch.setattr(_dispatch, "PATIENCE", patience)
             patch.setattr(oracle, "PATIENCE", patience)
             patch.setattr(_dispatch, "MAX_MOVES", rng.choice([256, 256, 2, 1]))
-            patch.setattr(chain, "MAX_BOUNDS", rng.choice([256, 256, 1]))
+            patch.setattr(_intake, "MAX_BOUNDS", rng.choice([256, 256, 1]))
             patch.setattr(_single_lane, "MAX_REJECTED", rng.choice([256, 1]))
             patch.setattr(_lanes, "PRUNE_AT", rng.choice([64, 2]))
             self.events_and_instants()
