@@ -230,7 +230,7 @@ class RateLimited(TaskManagerError):
                     f"retry_after must be a finite number of seconds, at least 0, "
                     f"not {retry_after!r}"
                 )
-        self.retry_after = retry_after
+        self.retry_after: float | datetime | None = retry_after
 
 
 class NonRetryable(TaskManagerError):

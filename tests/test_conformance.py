@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Hashable
@@ -21,12 +22,14 @@ from async_task_manager.strategies import (
     DeadlineStrategy,
     DelayedStrategy,
     FairShareStrategy,
+    Feedback,
     FixedWindowStrategy,
     Limit,
     Order,
     PriorityQueueStrategy,
     Provider,
     ProviderRouterStrategy,
+    RetryAt,
     RetryBudget,
     RetryStrategy,
     SlidingWindowStrategy,
@@ -222,6 +225,33 @@ class Deaf(SlidingWindowStrategy):
         pass
 
 
+class Literal(ConcurrentLimitStrategy):
+    """Takes whatever it is told for headers."""
+
+    def observe(self, sample: Any, now: float, key: Hashable = None, grant: Any = None) -> None:
+        sample["retry-after"]
+
+
+def lasted(outcome: Outcome) -> float:
+    return outcome.finished_at - outcome.started_at if outcome.started_at is not None else 0
+
+
+class Never(Feedback):
+    """Wants another attempt of what took a second, at no time."""
+
+    def review(self, task: Task, outcome: Outcome, now: float) -> RetryAt | None:
+        return RetryAt(math.inf) if lasted(outcome) >= 1 else None
+
+
+class TwoDice(Feedback):
+    """All of its copies throw the same dice."""
+
+    dice = itertools.count()
+
+    def review(self, task: Task, outcome: Outcome, now: float) -> RetryAt | None:
+        return RetryAt(now + next(self.dice)) if lasted(outcome) >= 1 else None
+
+
 class Holds(Limit):
     """Never opens again after its first grant."""
 
@@ -254,6 +284,9 @@ class Holds(Limit):
         (lambda: Forgets(2, 5.0), "dump and load"),
         (lambda: Deaf(2, 5.0), "dump and load"),
         (Holds, "still wait"),
+        (lambda: Literal(1), "doesn't know"),
+        (Never, "finite instant"),
+        (TwoDice, "another answer"),
     ],
 )
 def test_the_kit_notices(factory: Callable[[], BaseStrategy], complaint: str) -> None:

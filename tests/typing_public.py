@@ -6,13 +6,16 @@ import asyncio
 import concurrent.futures
 from collections import deque
 from collections.abc import Hashable
+from datetime import datetime
 from functools import partial
 from typing import Any, assert_type
 
-from async_task_manager import Chain, Task, TaskManager, current_task
+from async_task_manager import Chain, RateLimited, Task, TaskManager, current_task
+from async_task_manager.headers import Quota, quotas, retry_after
 from async_task_manager.strategies import (
     BaseStrategy,
     ConcurrentLimitStrategy,
+    CooldownStrategy,
     Feedback,
     FixedWindowStrategy,
     Hold,
@@ -22,10 +25,14 @@ from async_task_manager.strategies import (
     Provider,
     ProviderRouterStrategy,
     RetryAt,
+    RetryBudget,
+    RetryStrategy,
     SlidingWindowStrategy,
     TimeBasedStrategy,
     TokenBucketStrategy,
     Usage,
+    exponential,
+    fixed,
 )
 from async_task_manager.task import Outcome
 from async_task_manager.testing import check_strategy, run_virtual
@@ -108,6 +115,25 @@ def strategies_compose() -> Chain:
         FixedWindowStrategy(14_400, "day", align="clock", timezone="America/Los_Angeles"),
         TokenBucketStrategy(2.5, 10, key=lambda task: task.metadata["user"]),
         router,
+    )
+
+
+def failures_are_typed(task: Task[int]) -> Chain:
+    assert_type(task.errors, tuple[BaseException, ...])
+    assert_type(task.rate_limited, int)
+    assert_type(RateLimited("wait", retry_after=30).retry_after, float | datetime | None)
+    RateLimited(retry_after="30")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    task.settle({"tokens": 812})
+    task.observe({"retry-after": "30"})
+    assert_type(retry_after({"retry-after": "30"}), float | datetime | None)
+    assert_type(quotas({}), list[Quota])
+    assert_type(exponential(0.5, factor=2, jitter="equal")(3), float)
+    fixed(1, jitter="some")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    return Chain(
+        RetryStrategy(3, backoff=lambda attempt: attempt / 2, retry_on=(OSError, ValueError)),
+        RetryStrategy(backoff=fixed(1), retry_on=lambda error: bool(error.args)),
+        RetryStrategy(budget=RetryBudget(0.1, 1), max_rate_limited=3, seed=1),
+        CooldownStrategy(key="host", default_seconds=2),
     )
 
 

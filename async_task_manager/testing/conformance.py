@@ -15,10 +15,12 @@ from async_task_manager.errors import TaskRejected
 from async_task_manager.manager import TaskManager
 from async_task_manager.strategies.base import (
     BaseStrategy,
+    Feedback,
     GroupOrder,
     Hold,
     Limit,
     Order,
+    RetryAt,
     Role,
     Router,
 )
@@ -78,6 +80,8 @@ def check_strategy(
             _check_router(strategy, tasks)
         if isinstance(strategy, Limit):
             _check_limit(factory, tasks)
+        if isinstance(strategy, Feedback):
+            _check_feedback(strategy, tasks)
 
 
 def _places() -> Iterator[tuple[str, Callable[[BaseStrategy], BaseStrategy]]]:
@@ -233,6 +237,21 @@ def _check_router(router: Router, tasks: list[Task[Any]]) -> None:
         )
 
 
+def _check_feedback(feedback: Feedback, tasks: list[Task[Any]]) -> None:
+    """A copy answers as the original does, whatever it was asked before; and in form."""
+    twin = copy.deepcopy(feedback)
+    for task in tasks:
+        task._enter([])  # it runs, as every task does that is reviewed
+        for kind, error in (("failure", OSError()), ("success", None), ("cancelled", None)):
+            outcome = Outcome(kind, 1.0, 2.0, error)  # type: ignore[arg-type]  # it is one of them
+            answer = feedback.review(task, outcome, 2.0)
+            assert answer == twin.review(task, outcome, 2.0), "a copy gives another answer"
+            if answer is not None:
+                assert isinstance(answer, RetryAt), f"review gives None or RetryAt, not {answer!r}"
+                soon = answer.instant < math.inf and answer.wall < math.inf
+                assert soon, f"review must name a finite instant, not {answer!r}"
+
+
 def _check_limit(factory: Callable[[], BaseStrategy], tasks: list[Task[Any]]) -> None:
     limit, twin = factory(), factory()
     assert isinstance(limit, Limit)
@@ -317,6 +336,12 @@ class _LimitLife:
         if started:
             self.limit.started(grants[0], self.now)
             self.twin.started(grants[1], self.now)
+        try:
+            self.limit.observe(object(), self.now, key, grants[0])
+        except Exception as error:
+            raise AssertionError(
+                f"observe must pass over what it doesn't know: {error!r}"
+            ) from error
         self.held.append((*grants, key, started))
 
     def give_back(self) -> None:
