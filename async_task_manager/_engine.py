@@ -19,6 +19,7 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from async_task_manager._clockwork import WALL_CHECK, Clockwork
 from async_task_manager._driver import Driver, expire, never_began
 from async_task_manager._forecast import Durations
 from async_task_manager._room import Room
@@ -58,12 +59,6 @@ STARTS_PER_TURN = 64
 timers.
 """
 
-WALL_CHECK = 1.0
-"""Seconds between looks at the wall clock, while something waits for a wall time."""
-
-WALL_TOLERANCE = 0.001
-"""Seconds by which wall and loop time may drift apart before that counts as a step."""
-
 LESSONS_PER_TURN = 8
 """Ends from which durations are learnt, between two looks at the chain: where many tasks end at
 once, these are enough, and the rest is free."""
@@ -78,7 +73,7 @@ STUBBORN = 3
 """Cancels that a task is given before `stop` leaves it behind."""
 
 
-class Engine:
+class Engine(Clockwork):
     """Starts what a chain gives, keeps the accounts of what runs, and sleeps meanwhile."""
 
     _coroutines: ClassVar[set[int]] = set()
@@ -88,34 +83,20 @@ class Engine:
         self._poll_interval = poll_interval
         self._chain = Chain.of(strategy)
         already = max(self._chain.now, self._chain.host.time())
+        super().__init__(already)  # 0, unless it was used by hand or by a manager that is gone
         self._chain.hosted_by(self)
         self._observers = self._chain.observers = Observers()
-        self.epoch = 0.0
-        """Epoch seconds at chain time 0."""
-
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
-        self._read: Callable[[], float] = time.monotonic  # the loop's clock
-        self._zero = 0.0  # its reading at chain time 0
-        self._now = already  # 0, unless the chain was used by hand or by a manager that is gone
-        self._offset = 0.0
 
         self._stamps = self._chain.stamps
         self._late = False  # whether tasks themselves say when they count
         self._polls = self._chain.foreign is not None
 
         self._started = False  # ever
-        self._going = False  # between idle() or run() and stop()
-        self._paused = False
-        self._ending = False  # the loop is
         self._closed = False
         self._broken: StrategyError | None = None
         self._runner: asyncio.Future[None] | None = None
 
-        self._pumping = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = inf
-        self._wall_timer: asyncio.TimerHandle | None = None
         self._running: dict[Task[Any], None] = {}
         self._questions: dict[ForeignStage, asyncio.Task[None]] = {}  # intervals being asked for
         self._hooks: set[asyncio.Task[None]] = set()  # on_task_done under way, ending samplers
@@ -187,53 +168,6 @@ class Engine:
         if not self._started:
             self.epoch = wall_time() - self._clock()
 
-    def _clock(self) -> float:
-        """Chain time: never goes back."""
-        if self._loop is None:
-            return self._now
-        now = self._read() - self._zero
-        if now > self._now:
-            self._now = now
-            return now
-        return self._now
-
-    time = _clock
-
-    def _check_wall(self) -> None:
-        """Looks whether the wall clock was stepped, or the machine suspended."""
-        now = self._clock()
-        offset = wall_time() - now
-        if abs(offset - self._offset) > WALL_TOLERANCE:
-            self._offset = offset
-            self._chain.set_wall_offset(offset, now)
-        self._wall_timer = None
-
-    def look_at_wall(self) -> None:
-        """While nothing goes by the wall clock, nobody looks at it: something does from now on."""
-        if self._going and self._wall_timer is None and _get_running_loop() is self._loop:
-            self._check_wall()
-
-    def wake(self) -> None:
-        """Has the chain asked in the next turn of the loop."""
-        if not self._pumping and self._going and not self._ending:
-            assert self._loop is not None
-            if not self._loop.is_closed():
-                self._pumping = True
-                self._loop.call_soon(self._pump)
-
-    def _look(self, now: float) -> None:
-        """Something happened: has the chain asked again as early as that may help, not before."""
-        chain = self._chain
-        wake = chain.next_bound() if self._paused else chain.next_wake(now)
-        if wake <= now or chain.out or (self._wall_timer is None and chain.watches_wall_time):
-            self.wake()
-        elif self._going and not self._ending:
-            if wake < self._timer_at:
-                self._arm(wake)
-            if chain.sampled and not self._paused:
-                assert self._loop is not None
-                self._samplers.look(self._loop, now)
-
     def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -244,25 +178,6 @@ class Engine:
         self._timer_at = inf
         for sampler in self._samplers.stop():
             self._hook(sampler)
-
-    def _arm(self, wake: float) -> None:
-        """Sleeps until the instant that the chain named."""
-        if wake == self._timer_at:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._timer_at = wake
-        if wake < inf:
-            assert self._loop is not None
-            self._timer = self._loop.call_at(wake + self._zero, self._ring)
-
-    def _ring(self) -> None:
-        # The loop's clock may round to just before the instant; the instant has come all the same.
-        self._now = max(self._now, self._timer_at)
-        self._timer = None
-        self._timer_at = inf
-        self._pump()
 
     def loop_ends(self, keeper: asyncio.Task[None] | None) -> None:
         """Everything in the loop is being cancelled: nothing must be started any more."""
@@ -343,10 +258,6 @@ class Engine:
                 self._pump()
                 while self._pumping:  # it starts so many at a time
                     self._pump()
-
-    def _watch_wall(self) -> None:
-        self._check_wall()
-        self.wake()
 
     def _launch(self, task: Task[Any], loop: asyncio.AbstractEventLoop, ours: bool) -> None:
         """Starts a task that is in some way uncommon."""
