@@ -144,6 +144,28 @@ def test_a_weight_below_one_counts_more_than_once_and_exactly() -> None:
     assert [submit(policy, 0.0) for _ in range(3)] == [0, 2, 3]  # 1 / 0.1 is 10, not 9.99...
 
 
+@given(
+    submissions=st.lists(
+        st.tuples(st.sampled_from([0, 0, 0.5, 1, 4]), st.sampled_from("ab")), max_size=60
+    ),
+    weight=st.sampled_from([0.5, 1, 2, 3]),
+    window=st.sampled_from([1, 5, 30]),
+)
+def test_any_submissions_get_the_level_that_a_naive_count_gives(
+    submissions: list[tuple[float, str]], weight: float, window: float
+) -> None:
+    policy = FairShareStrategy(window_seconds=window, levels=(0, 2, 5), weights={"b": weight})
+    history: list[tuple[float, str]] = []
+    now = 0.0
+    for step, user in submissions:
+        now += step
+        recent = sum(who == user and at + window > now for at, who in history)
+        share = recent // (weight if user == "b" else 1)
+        expected = 0 if share <= 0 else 1 if share <= 2 else 2 if share <= 5 else 3
+        assert submit(policy, now, user) == expected
+        history.append((now, user))
+
+
 def test_a_level_is_fixed_when_the_task_is_submitted() -> None:
     run = Run(FairShareStrategy(window_seconds=10, weights={"ann": 1}), 1)
     for user in ("ann", "ann", "bob"):
@@ -493,6 +515,41 @@ def test_whoever_runs_less_than_is_guaranteed_goes_first(by: Any) -> None:
     run.policy.guaranteed = None
     run.end(next(one for one in run.running if one.metadata["user_id"] == "ann"))
     assert Counter(one.metadata["user_id"] for one in run.running)["ann"] == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    by=st.sampled_from(["levels", "share"]),
+    slots=st.integers(1, 6),
+    guaranteed=st.dictionaries(st.sampled_from("abc"), st.integers(0, 3)),
+    maximum=st.dictionaries(st.sampled_from("abc"), st.integers(1, 3)),
+)
+def test_nobody_starts_before_whoever_runs_less_than_is_guaranteed(
+    seed: int, by: Any, slots: int, guaranteed: dict[str, int], maximum: dict[str, int]
+) -> None:
+    rng = random.Random(seed)
+    run = Run(FairShareStrategy(by=by, guaranteed=guaranteed, maximum=maximum), slots)
+    queued: Counter[str] = Counter()
+    for _ in range(150):
+        if rng.random() < 0.5 or not run.running:
+            user = rng.choice("aaabc")
+            run.add(user)
+            queued[user] += 1
+            started = run.pull()
+        else:
+            started = run.end(rng.choice(run.running))
+        running = Counter(one.metadata["user_id"] for one in run.running)
+        queued.subtract(started)
+        waiting = Counter(queued)
+        for user in reversed(started):  # as it was before each of them
+            running[user] -= 1
+            waiting[user] += 1
+            if running[user] >= guaranteed.get(user, 0):
+                for other, count in waiting.items():
+                    due = running[other] < guaranteed.get(other, 0)
+                    assert not (count and due and running[other] < maximum.get(other, 99))
+            assert running[user] < maximum.get(user, 99)
 
 
 def test_a_guarantee_is_a_part_of_the_share_and_not_beside_it() -> None:
