@@ -300,6 +300,16 @@ async def test_attributes_that_are_no_json_are_kept_too(sqs: SqsServer) -> None:
         assert letter.reason.startswith("moved")  # there was no room for ours
 
 
+async def test_others_may_have_ten_attributes_and_die(sqs: SqsServer) -> None:
+    name = sqs.make()
+    ten = {f"a{n}": {"DataType": "String", "StringValue": "x"} for n in range(10)}
+    sqs.client.send_message(QueueUrl=url_of(sqs, name), MessageBody="1", MessageAttributes=ten)
+    async with SqsQueue(name) as queue:
+        assert await queue.dead_letter(await queue.receive(), "why") == [None]
+        (letter,) = await queue.dead_letters()
+        assert letter.attributes == dict.fromkeys(ten, "x")
+
+
 async def test_dead_letters_are_chosen_by_id(sqs: SqsServer) -> None:
     async with SqsQueue(sqs.make()) as queue:
         await queue.send([Message(n, {"n": n}) for n in range(13)])

@@ -28,6 +28,7 @@ from async_task_manager.errors import (
 )
 from async_task_manager.queues import Depth, Message, MessageQueue
 from async_task_manager.queues.memory import MemoryQueue
+from async_task_manager.queues.sqlite import SqliteQueue
 from async_task_manager.queues.sqs import SqsQueue
 from async_task_manager.strategies import (
     BaseStrategy,
@@ -919,6 +920,25 @@ async def test_messages_of_a_group_follow_each_other(
             mine = [n for g, n in order if g == group]
             assert mine == ([0, 1, 1, 2, 3, 4] if ends == "badly" else [0, 1, 2, 3, 4])
         assert (await queue.depth()).dead == (2 if ends == "dead" else 0)
+
+
+@pytest.mark.real_time
+async def test_in_a_file_the_next_of_a_group_does_not_wait_for_the_next_poll(
+    tmp_path: Path,
+) -> None:
+    order: list[tuple[str, int]] = []
+
+    async def handler(message: Message) -> None:
+        order.append((message.attributes["group_id"], message.body))
+        if message.body == 7 and message.receive_count == 1:
+            raise NonRetryable
+
+    async with SqliteQueue(tmp_path / "queue.db") as queue:
+        await queue.send([Message(n, {"group_id": g}) for n in range(20) for g in "ab"])
+        async with asyncio.timeout(15):
+            await Worker(queue, handler, at_once(5)).run(until_empty=True)
+    for group in "ab":
+        assert [n for g, n in order if g == group] == list(range(20))
 
 
 # ---- what is refused ----------------------------------------------------------------------------

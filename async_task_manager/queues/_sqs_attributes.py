@@ -11,7 +11,7 @@ from typing import Any
 from async_task_manager.errors import InvalidValue
 from async_task_manager.queues._drafts import Undecodable, decoded
 
-__all__ = ["MAX_ATTRIBUTES", "from_sqs", "size_of", "to_sqs"]
+__all__ = ["encoded", "from_sqs", "size_of", "to_sqs"]
 
 MAX_ATTRIBUTES = 9
 """SQS takes ten; one is kept for the reason of a dead letter."""
@@ -43,7 +43,12 @@ def to_sqs(what: str, attributes: Mapping[str, Any]) -> SqsAttributes:
                 f"an attribute of {what} must be named with 1 to 256 letters, digits, '_', '-' and "
                 f"single dots, not starting with 'AWS.' or 'Amazon.', on SQS, not {name!r}"
             )
-    return {name: _value(value) for name, value in carried.items()}
+    return encoded(carried)
+
+
+def encoded(attributes: Mapping[str, Any]) -> SqsAttributes:
+    """The attributes as SQS carries them, whatever it may think of their names and number."""
+    return {name: _value(v) for name, v in attributes.items() if name not in NOT_CARRIED}
 
 
 def _value(value: Any) -> dict[str, Any]:

@@ -139,12 +139,17 @@ class SqliteQueue(MessageQueue):
 
     async def acknowledge(self, batch: Sequence[Message]) -> list[Exception | None]:
         """See `MessageQueue.acknowledge`."""
-        return await self._file.write_together(operations.delete, _receipts(batch))
+        results = await self._file.write_together(operations.delete, _receipts(batch))
+        self._tell_of_groups(batch)
+        return results
 
     async def extend(self, batch: Sequence[Message], seconds: float) -> list[Exception | None]:
         """See `MessageQueue.extend`."""
         number("seconds", seconds, at_least=0)
-        return await self._file.write_together(operations.extend, (_receipts(batch), seconds))
+        results = await self._file.write_together(operations.extend, (_receipts(batch), seconds))
+        if seconds < self.visibility_timeout:
+            self._tell()  # it may be due before whoever waits would look
+        return results
 
     async def release(
         self,
@@ -167,7 +172,9 @@ class SqliteQueue(MessageQueue):
     ) -> list[Exception | None]:
         """See `MessageQueue.dead_letter`."""
         items = list(zip(_receipts(batch), reasons(batch, reason), strict=True))
-        return await self._file.write_together(operations.bury, items)
+        results = await self._file.write_together(operations.bury, items)
+        self._tell_of_groups(batch)
+        return results
 
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         """See `MessageQueue.dead_letters`."""
@@ -189,6 +196,11 @@ class SqliteQueue(MessageQueue):
     async def close(self) -> None:
         """See `MessageQueue.close`."""
         await self._file.close()
+
+    def _tell_of_groups(self, batch: Sequence[Message]) -> None:
+        """What stood behind one of these may be ready now."""
+        if any(message.attributes.get("group_id") is not None for message in batch):
+            self._tell()
 
     def _tell(self) -> None:
         arrival, self._arrival = self._arrival, asyncio.Event()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from math import ceil
-from typing import Any, NamedTuple
+from typing import Any
 
 from async_task_manager._validate import number, optional, whole
 from async_task_manager.errors import (
@@ -22,8 +21,13 @@ from async_task_manager.errors import (
     StoreError,
 )
 from async_task_manager.queues._drafts import Draft, Undecodable, decoded
-from async_task_manager.queues._sqs_attributes import SqsAttributes, from_sqs, size_of, to_sqs
+from async_task_manager.queues._sqs_attributes import (
+    from_sqs,
+    size_of,
+    to_sqs,
+)
 from async_task_manager.queues._sqs_calls import CONFIG, batches, in_batches, told
+from async_task_manager.queues._sqs_dead import ALONE, DEAD, Grave, Receipt, letter_of, name_group
 from async_task_manager.queues.base import (
     DeadLetter,
     Depth,
@@ -46,19 +50,6 @@ MAX_DELAY = 900
 MAX_WAIT = 20
 LOOKING = 30
 """Seconds for which dead letters are leased while they are looked at."""
-DEAD = "dead_letter"
-"""The attribute in which a dead letter's id, receive count, time and reason go along."""
-
-
-ALONE = "alone."
-"""What the group of a message without one begins with on a FIFO queue, which has no other."""
-
-
-class Receipt(NamedTuple):
-    """What SQS wants to see for a message that was received."""
-
-    handle: str
-    group: str | None
 
 
 class SqsQueue(MessageQueue):
@@ -269,7 +260,7 @@ class SqsQueue(MessageQueue):
             try:
                 messages.append(self._message(one))
             except Undecodable as error:
-                await self._bury([_Grave.of(one, str(error))])
+                await self._bury([Grave.of(one, str(error))])
         return messages
 
     def _message(self, raw: dict[str, Any]) -> Message:
@@ -277,7 +268,7 @@ class SqsQueue(MessageQueue):
         system = raw["Attributes"]
         meant = from_sqs(attributes)
         group = system.get("MessageGroupId")
-        _name_group(meant, group)
+        name_group(meant, group)
         return Message(
             decoded(raw["Body"]),
             meant,
@@ -312,7 +303,7 @@ class SqsQueue(MessageQueue):
         for (message, later, why), is_spent in zip(given, spent, strict=True):
             if is_spent:
                 told = why or f"failed {message.receive_count} times"
-                graves.append(_Grave.for_(message, told))
+                graves.append(Grave.for_(message, told))
             else:
                 back.append(message)
                 seconds.append(min(later, MAX_VISIBILITY))
@@ -338,9 +329,9 @@ class SqsQueue(MessageQueue):
     ) -> list[Exception | None]:
         """See `MessageQueue.dead_letter`. A crash in between may leave a copy in both queues."""
         why = reasons(batch, reason)
-        return await self._bury([_Grave.for_(*each) for each in zip(batch, why, strict=True)])
+        return await self._bury([Grave.for_(*each) for each in zip(batch, why, strict=True)])
 
-    async def _bury(self, graves: Sequence[_Grave]) -> list[Exception | None]:
+    async def _bury(self, graves: Sequence[Grave]) -> list[Exception | None]:
         """A copy with the reason goes to the dead-letter queue, then the message is deleted."""
         await self.open()
         copies = [
@@ -370,7 +361,7 @@ class SqsQueue(MessageQueue):
         await self.open()
         raw = await self._take(self._dead_url, limit, 0, LOOKING)
         await self._put_back(raw)
-        return [_letter(one, self.max_receives) for one in raw]
+        return [letter_of(one, self.max_receives) for one in raw]
 
     async def redrive(self, ids: Iterable[str] | None = None) -> int:
         """See `MessageQueue.redrive`. SQS gives each a new id."""
@@ -379,7 +370,7 @@ class SqsQueue(MessageQueue):
         count = 0
         others: list[dict[str, Any]] = []
         while raw := await self._take(self._dead_url, 10, 0, LOOKING):
-            ours = [x for x in raw if chosen is None or _letter(x, 0).id in chosen]
+            ours = [x for x in raw if chosen is None or letter_of(x, 0).id in chosen]
             others += [one for one in raw if one not in ours]
             count += await self._send_again(ours)
         await self._put_back(others)
@@ -435,56 +426,3 @@ class SqsQueue(MessageQueue):
 
     def __repr__(self) -> str:
         return f"SqsQueue({self.name!r})"
-
-
-class _Grave(NamedTuple):
-    """What goes to the dead-letter queue."""
-
-    id: str
-    body: str
-    attributes: SqsAttributes
-    receipt: Receipt
-
-    @classmethod
-    def for_(cls, message: Message, reason: str) -> _Grave:
-        body = json.dumps(message.body, separators=(",", ":"))
-        attributes = to_sqs(f"message {message.id}", message.attributes)
-        attributes |= _epitaph(message.id, message.receive_count, reason)
-        return cls(message.id, body, attributes, message.receipt)
-
-    @classmethod
-    def of(cls, raw: dict[str, Any], reason: str) -> _Grave:
-        system, attributes = raw["Attributes"], dict(raw.get("MessageAttributes", {}))
-        if len(attributes) < 10:  # else its own go before our reason
-            receives = int(system["ApproximateReceiveCount"])
-            attributes |= _epitaph(raw["MessageId"], receives, reason)
-        receipt = Receipt(raw["ReceiptHandle"], system.get("MessageGroupId"))
-        return cls(raw["MessageId"], raw["Body"], attributes, receipt)
-
-
-def _epitaph(id: str, receives: int, reason: str) -> SqsAttributes:
-    text = json.dumps([id, receives, time.time(), reason[:1000]])
-    return {DEAD: {"DataType": "String.json", "StringValue": text}}
-
-
-def _name_group(attributes: dict[str, Any], group: str | None) -> None:
-    if group is not None and not group.startswith(ALONE):
-        attributes["group_id"] = group
-
-
-def _letter(raw: dict[str, Any], max_receives: int) -> DeadLetter:
-    attributes = dict(raw.get("MessageAttributes", {}))
-    system = raw["Attributes"]
-    epitaph = attributes.pop(DEAD, None)
-    try:
-        meant = from_sqs(attributes)
-    except Undecodable:
-        meant = {name: attribute["StringValue"] for name, attribute in attributes.items()}
-    if epitaph is not None:
-        id, receives, died_at, reason = json.loads(epitaph["StringValue"])
-    else:  # SQS itself has moved it
-        id, receives = raw["MessageId"], max_receives
-        died_at = int(system["SentTimestamp"]) / 1000
-        reason = "moved by SQS: received too often and never acknowledged"
-    _name_group(meant, system.get("MessageGroupId"))
-    return DeadLetter(id, raw["Body"], meant, receives, reason, died_at)

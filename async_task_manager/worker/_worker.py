@@ -40,6 +40,8 @@ logger = logging.getLogger("async_task_manager.worker")
 
 WAIT = 20.0
 """Seconds of one long poll."""
+AT_ONCE = 100
+"""Messages of one receive: how large they are is known only then."""
 
 
 class Worker:
@@ -285,7 +287,7 @@ class Worker:
             room = min(
                 room, 1 + (self.max_held_bytes - held.bytes) * len(held) // (held.bytes or 1)
             )
-        return max(room, 0)
+        return max(min(room, AT_ONCE), 0)
 
     async def _count(self) -> None:
         """Once a second: what has begun in it is what may be received ahead."""
