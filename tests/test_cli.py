@@ -329,6 +329,30 @@ def test_strict_stops_at_a_malformed_line(folder: Path) -> None:
     assert ran.stderr.endswith("; stopped there, as --strict says\n")
 
 
+def test_a_report_and_a_picture(folder: Path) -> None:
+    ran = atm(*ARGUMENTS, "--report", "report.html", "--plot", "plot.svg", cwd=folder)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    page = (folder / "report.html").read_text()
+    assert page.startswith("<!doctype html>") and "in.jsonl through flow.toml" in page
+    assert (folder / "plot.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--report", "report.pdf"), "--report must end in .html, not 'report.pdf'"),
+        (("--plot", "plot"), "--plot must end in .svg or .png, not 'plot'"),
+        (("--plot", "none/plot.svg"), "--plot: there is no folder 'none'"),
+    ],
+)
+def test_a_picture_that_can_t_be_is_told_first(
+    folder: Path, options: tuple[str, ...], says: str
+) -> None:
+    ran = atm(*ARGUMENTS, *options, cwd=folder)
+    assert (ran.returncode, ran.stderr) == (2, f"atm: {says}\n")
+    assert not (folder / "out.jsonl").exists()
+
+
 # ---- while it runs ------------------------------------------------------------------------------
 
 

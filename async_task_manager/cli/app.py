@@ -84,6 +84,12 @@ def run(
         int,
         typer.Option(min=1, help="Requests read ahead: as far as priorities and times reach."),
     ] = 1000,
+    report: Annotated[
+        Path | None, typer.Option(help="HTML: one page with all figures and pictures.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="SVG or PNG: what ran where, the queue, the limits.")
+    ] = None,
 ) -> None:
     """Sends the requests of a file through rate-limited providers.
 
@@ -113,6 +119,8 @@ def run(
         strict=strict,
         force=force,
         look_ahead=look_ahead,
+        report=report,
+        plot=plot,
     )
     raise typer.Exit(run_command(options))
 

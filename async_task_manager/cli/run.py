@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 
 from async_task_manager.cli.progress import shown
 from async_task_manager.config import ConfigError, load_config
+from async_task_manager.errors import MissingExtra
 from async_task_manager.runner import (
     Batch,
     Ledger,
@@ -27,6 +29,7 @@ from async_task_manager.runner import (
     open_ledger,
     parse_request,
 )
+from async_task_manager.runner.page import page
 from async_task_manager.runner.recall import reach
 
 __all__ = ["RunOptions", "run_command"]
@@ -48,6 +51,8 @@ class RunOptions:
     strict: bool
     force: bool
     look_ahead: int
+    report: Path | None = None
+    plot: Path | None = None
 
 
 def run_command(options: RunOptions) -> int:
@@ -63,7 +68,9 @@ def run_command(options: RunOptions) -> int:
                 look_ahead=options.look_ahead,
                 strict=options.strict,
                 parse=Rows() if csv else parse_request,
+                record=options.report is not None or options.plot is not None,
             )
+            _check_pictures(options)
             lines = Lines(files.enter_context(_opened(options.requests)), csv=csv)
             _check_output(options)
             ledger = files.enter_context(
@@ -79,7 +86,8 @@ def run_command(options: RunOptions) -> int:
                 console.print(_resuming(options.output, ledger), highlight=False, soft_wrap=True)
             running = True
             summary = asyncio.run(_interruptible(batch, lines, ledger, console))
-    except (ConfigError, OutputError) as error:
+            _draw(batch, summary, options)
+    except (ConfigError, OutputError, MissingExtra) as error:
         return _refuse(str(error))
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
@@ -104,6 +112,30 @@ def _check_output(options: RunOptions) -> None:
     for path in (options.output, journal_of(options.output)):
         if path.exists() and any(map(path.samefile, inputs)):
             raise ConfigError(f"{path} is an input; the results need a file of their own")
+
+
+def _check_pictures(options: RunOptions) -> None:
+    """Before anything is sent: an evening's run must not end with a picture that can't be."""
+    for name, path, kinds in (
+        ("--report", options.report, (".html",)),
+        ("--plot", options.plot, (".svg", ".png")),
+    ):
+        if path is None:
+            continue
+        if path.suffix not in kinds:
+            raise ConfigError(f"{name} must end in {' or '.join(kinds)}, not {path.name!r}")
+        if not path.parent.is_dir():
+            raise ConfigError(f"{name}: there is no folder {str(path.parent)!r}")
+        if path.suffix == ".png" and find_spec("matplotlib") is None:
+            raise MissingExtra("plot", "matplotlib")
+
+
+def _draw(batch: Batch, summary: Summary, options: RunOptions) -> None:
+    title = f"{options.requests.name} through {options.config.name}"
+    if options.report is not None:
+        options.report.write_text(page(summary, batch.report(), title), encoding="utf-8")
+    if options.plot is not None:
+        batch.report().save(options.plot, title=title)
 
 
 def _resuming(output: Path, ledger: Ledger) -> str:

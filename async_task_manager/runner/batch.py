@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
-from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from async_task_manager._validate import whole
 from async_task_manager.config import ConfigError, FlowConfig, build_chain
 from async_task_manager.config.costs import found
-from async_task_manager.errors import TaskManagerError, TaskTooLarge
+from async_task_manager.errors import InvalidState, TaskManagerError, TaskTooLarge
 from async_task_manager.manager import TaskManager
 from async_task_manager.runner.client import Answer, Client
+from async_task_manager.runner.entry import Entry
 from async_task_manager.runner.failures import HttpFailure
 from async_task_manager.runner.ledger import Ledger
 from async_task_manager.runner.recall import recall
+from async_task_manager.runner.record import Record
 from async_task_manager.runner.report import Summary
 from async_task_manager.runner.requests import BadRequest, Request, parse_request
 from async_task_manager.runner.routes import Routes
 from async_task_manager.runner.source import LONGEST
 from async_task_manager.strategies import ProviderRouterStrategy
 from async_task_manager.task import Task, current_task
+
+if TYPE_CHECKING:
+    from async_task_manager._explain import Backlog
+    from async_task_manager.simulation import Report
 
 __all__ = ["Batch"]
 
@@ -37,21 +43,6 @@ SYNC_EVERY: Final = 1.0
 """Seconds between one time that the results are forced to the disk and the next."""
 
 
-class _Open:
-    """A request that has no result yet."""
-
-    __slots__ = ("actual", "cost", "keys", "ran", "request", "size")
-
-    def __init__(self, request: Request, size: int, cost: Any, keys: dict[str, Any]) -> None:
-        self.request = request
-        self.size = size
-        self.cost = cost
-        self.keys = keys
-        self.ran = 0.0
-        """Seconds of all attempts that have ended."""
-        self.actual: dict[str, float] | None = None
-
-
 class Batch:
     """One run of many requests through the enabled providers of a config.
 
@@ -62,6 +53,7 @@ class Batch:
         strict: The first line that is no request ends the reading; what was read is not started
             any more.
         parse: Makes a request of a line and its number, or None of one that asks for nothing.
+        record: Whether to keep what `report` needs: some 60 bytes for each request and attempt.
 
     Raises:
         InvalidValue, InvalidType: ``look_ahead`` is no whole number of at least 1.
@@ -74,6 +66,7 @@ class Batch:
         look_ahead: int = 1000,
         strict: bool = False,
         parse: Parse = parse_request,
+        record: bool = False,
     ) -> None:
         self._look_ahead = whole("look_ahead", look_ahead, at_least=1)
         self._strict = strict
@@ -88,16 +81,36 @@ class Batch:
         self._manager = TaskManager(self._chain, stamp="said")
         self.summary = Summary(enabled, router)
         """The counts so far."""
+        self._record = Record(self._chain) if record else None
         self.interrupted = False
         self.malformed: str | None = None
         """The line that ended a strict run, and why."""
-        self._open: dict[Task[Answer], _Open] = {}
+        self._open: dict[Task[Answer], Entry] = {}
         self._bytes = 0
         self._moved = asyncio.Event()
         """Set when a task has ended or the run is interrupted."""
         self._failure: Exception | None = None
         self._ledger: Ledger
         self._client: Client
+
+    @property
+    def now(self) -> float:
+        """Chain time."""
+        return self._manager.time()
+
+    def explain(self) -> Backlog:
+        """What the requests that were read and not sent are waiting for."""
+        return self._manager.explain()
+
+    def report(self) -> Report:
+        """The run as a simulation would report it: waits, limits and attempts over time.
+
+        Raises:
+            InvalidState: nothing was recorded.
+        """
+        if self._record is None:
+            raise InvalidState("nothing was recorded: Batch(..., record=True)")
+        return self._record.report()
 
     def interrupt(self) -> None:
         """Starts nothing more and finishes what runs; the second time, cancels that too."""
@@ -123,6 +136,8 @@ class Batch:
         async with Client(self._providers) as self._client:
             recall(ledger.starts(), self._chain)
             self.summary.begin()
+            if self._record is not None:
+                self._record.began = time.time()
             keeper = asyncio.create_task(self._keep())
             try:
                 await self._feed(lines)
@@ -227,7 +242,10 @@ class Batch:
             self._refuse(result, error)
         else:
             keys = self._routes.keys(metadata)
-            self._open[task] = _Open(request, len(line), metadata.get("cost"), keys)
+            entry = Entry(request, len(line), metadata.get("cost"), keys)
+            if self._record is not None:
+                entry.place = self._record.came(request.id, self._manager.time())
+            self._open[task] = entry
             self._bytes += len(line)
             task.add_done_callback(self._ended)
 
@@ -251,6 +269,7 @@ class Batch:
         entry = self._open[task]
         status, ok = None, False
         self.summary.began(provider)
+        attempt = self._began(entry, provider, began)
         try:
             answer = await self._client.send(request, provider, partial(self._leaves, task, entry))
             status, ok = answer.status, True
@@ -260,12 +279,20 @@ class Batch:
             status = error.status
             self._settle(task, entry, error.content)
             raise
+        except asyncio.CancelledError:
+            entry.cut = True
+            raise
         finally:
             seconds = self._manager.time() - began
             entry.ran += seconds
             self.summary.answered(provider, seconds, status, ok)
+            if self._record is not None:
+                self._record.ended(attempt, began + seconds)
 
-    def _leaves(self, task: Task[Any], entry: _Open) -> None:
+    def _began(self, entry: Entry, provider: str, now: float) -> int:
+        return 0 if self._record is None else self._record.attempt(entry.place, provider, now)
+
+    def _leaves(self, task: Task[Any], entry: Entry) -> None:
         """The request is about to be written: now it counts, and not when a connection was sought,
         since the provider counts what arrives.
         """
@@ -279,7 +306,7 @@ class Batch:
         task.stamp()
         self.summary.left(provider, now)
 
-    def _settle(self, task: Task[Any], entry: _Open, content: Any) -> None:
+    def _settle(self, task: Task[Any], entry: Entry, content: Any) -> None:
         """What it really cost, where the answer says so."""
         actual = found(content, self._settled[task.provider or ""])
         if actual:
@@ -294,8 +321,10 @@ class Batch:
         entry = self._open.pop(task)
         self._bytes -= entry.size
         self._moved.set()
-        if task.state != "cancelled" or task.started_at is not None:
-            self._conclude(_result(entry, task))
+        if self._record is not None:
+            self._record.over(entry.place, task.state)
+        if task.state != "cancelled" or entry.cut:
+            self._conclude(entry.result(task))
 
     def _conclude(self, result: dict[str, Any]) -> None:
         self.summary.record(result)
@@ -320,46 +349,3 @@ async def _numbered(lines: Source) -> AsyncGenerator[Any, None]:
     else:
         for item in enumerate(lines, 1):
             yield item
-
-
-def _result(entry: _Open, task: Task[Answer]) -> dict[str, Any]:
-    waited = None
-    if task.created_at is not None and task.finished_at is not None:
-        waited = round(max(0.0, task.finished_at - task.created_at - entry.ran), 6)
-    result: dict[str, Any] = {
-        "id": entry.request.id,
-        "status": task.state,
-        "provider": task.provider,
-        "attempts": task.attempt,
-        "http_status": None,
-        "waited": waited,
-        "duration": _seconds(task.started_at, task.finished_at),
-        "created_at": _iso(task.created_at),
-        "started_at": _iso(task.started_at),
-        "finished_at": _iso(task.finished_at),
-        "cost": entry.cost,
-        "actual_cost": entry.actual,
-    }
-    if task.state == "cancelled":
-        return result | {"error": "cancelled while it ran"}
-    error = task.exception()
-    if error is None:
-        answer = task.result()
-        return result | {"http_status": answer.status, "response": answer.content}
-    if isinstance(error, HttpFailure):
-        return result | {
-            "http_status": error.status,
-            "error": str(error),
-            "response": error.content,
-        }
-    return result | {"error": f"{type(error).__name__}: {error}".rstrip(": ")}
-
-
-def _seconds(since: float | None, until: float | None) -> float | None:
-    return None if since is None or until is None else round(until - since, 6)
-
-
-def _iso(instant: float | None) -> str | None:
-    if instant is None:
-        return None
-    return datetime.fromtimestamp(instant, UTC).isoformat(timespec="milliseconds")

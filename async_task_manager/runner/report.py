@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from math import ceil, log
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,9 +14,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from async_task_manager.config import FlowConfig
-    from async_task_manager.strategies import Limit, ProviderRouterStrategy
+    from async_task_manager.strategies import Limit, ProviderRouterStrategy, Usage
 
 __all__ = ["Distribution", "LimitUse", "ProviderSummary", "Summary"]
+
+
+MOST_KEYS: Final = 100
+"""Keys of a limit that are looked at."""
+PACE_SAMPLES: Final = 60
 
 
 class Distribution:
@@ -40,16 +46,24 @@ class Distribution:
         self._count += 1
         self._buckets[ceil(log(max(value, self._LEAST) / self._LEAST, self._FACTOR))] += 1
 
+    def counts(self) -> Iterator[tuple[float, int]]:
+        """Values, and how many there were that are this one within 1 %."""
+        for bucket, count in sorted(self._buckets.items()):
+            yield self._value(bucket), count
+
     def quantile(self, share: float) -> float | None:
         """The smallest value that this share (0 to 1) doesn't exceed; None of nothing."""
         left = max(1, ceil(share * self._count))
         for bucket, count in sorted(self._buckets.items()):
             left -= count
             if left <= 0:
-                if bucket == 0:
-                    return 0.0
-                return float(self._LEAST * 2 * self._FACTOR**bucket / (self._FACTOR + 1))
+                return self._value(bucket)
         return None
+
+    def _value(self, bucket: int) -> float:
+        if bucket == 0:
+            return 0.0
+        return float(self._LEAST * 2 * self._FACTOR**bucket / (self._FACTOR + 1))
 
 
 @dataclass(slots=True)
@@ -64,8 +78,19 @@ class LimitUse:
 
     def note(self, now: float) -> None:
         """Looks how much is in use right now."""
-        usage = self.limit.usage(None, now)
+        usage = self.now(now)
         self.peak = max(self.peak, usage.used / usage.capacity)
+
+    def now(self, now: float) -> Usage:
+        """What is in use at this instant; of a limit with keys, of the fullest."""
+        if self.limit.key is None:
+            return self.limit.usage(None, now)
+        found = [self.limit.usage(key, now) for key in islice(self.limit.keys(), MOST_KEYS)]
+        return max(
+            found,
+            key=lambda usage: usage.used / usage.capacity,
+            default=self.limit.usage(None, now),
+        )
 
 
 @dataclass(slots=True)
@@ -73,6 +98,8 @@ class ProviderSummary:
     """One provider's part of a run."""
 
     limits: tuple[LimitUse, ...]
+    guards: tuple[Limit, ...] = ()
+    """What stops all of it now and then: a breaker, a cooldown."""
     sent: int = 0
     running: int = 0
     succeeded: int = 0
@@ -85,6 +112,16 @@ class ProviderSummary:
     waits: Distribution = field(default_factory=Distribution)
     durations: Distribution = field(default_factory=Distribution)
 
+    def stopped(self, now: float) -> str | None:
+        """Why nothing goes there now, and for how long; None: it does."""
+        for guard in self.guards:
+            usage = guard.usage(None, now)
+            if usage.used >= usage.capacity:
+                why = "left alone, it failed" if hasattr(guard, "failure_rate") else "asked to wait"
+                rest = usage.frees_at
+                return why if rest is None else f"{why}: {max(0.0, rest - now):.0f} s"
+        return None
+
 
 class Summary:
     """The whole run, brought up to date by each start and each result."""
@@ -92,7 +129,8 @@ class Summary:
     def __init__(self, config: FlowConfig, router: ProviderRouterStrategy) -> None:
         self.providers = {
             provider.name: ProviderSummary(
-                tuple(map(LimitUse, provider.labels, router[provider.name].limits))
+                tuple(map(LimitUse, provider.labels, router[provider.name].limits)),
+                router[provider.name].limits[len(provider.labels) :],
             )
             for provider in config.providers
         }
@@ -104,6 +142,7 @@ class Summary:
         """Requests that an earlier run has finished."""
         self.seconds = 0.0
         self._began = time.monotonic()
+        self._pace: deque[tuple[float, int]] = deque(maxlen=PACE_SAMPLES)
 
     def begin(self) -> None:
         """The run starts."""
@@ -139,6 +178,16 @@ class Summary:
             provider.succeeded += 1
         else:
             provider.failed += 1
+
+    def pace(self) -> float:
+        """Results per second of the last minute; to be asked for about once a second."""
+        now = time.monotonic()
+        if not self._pace or now - self._pace[-1][0] >= 1:
+            self._pace.append((now, self.done))
+        since, count = self._pace[0]
+        if now - since < 2:
+            since, count = self._began, 0
+        return (self.done - count) / max(now - since, 1e-9)
 
     def finish(self) -> None:
         """The run is over."""
