@@ -90,6 +90,7 @@ imports: $(VENV)/.dev
 
 pictures: $(VENV)/.dev  ## draw the pictures of the documentation anew
 	$(BIN)/python tools/draw_simulations.py
+	$(BIN)/python tools/draw_runs.py
 
 docs: $(VENV)/.dev  ## build the documentation into site/
 	$(call say,mkdocs build --strict)

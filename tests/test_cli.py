@@ -163,9 +163,9 @@ def test_a_config_that_is_not_sound(folder: Path) -> None:
     assert "did you mean 'base_url'" in ran.stderr
 
 
-@pytest.mark.parametrize("command", ["run", "init", "check"])
+@pytest.mark.parametrize("command", ["run", "init", "check", "shell", "wizard"])
 def test_every_help_teaches_with_an_example(command: str) -> None:
-    assert f"Example: atm {command} " in atm(command, "--help").stdout
+    assert f"Example: atm {command}" in atm(command, "--help").stdout
 
 
 # ---- a run --------------------------------------------------------------------------------------

@@ -61,8 +61,8 @@ def test_a_file_becomes_a_chain(file: Path) -> None:
     assert isinstance(router, ProviderRouterStrategy)
     assert list(router.names) == ["groq", "spare"]
     assert [limit.describe() for limit in router["groq"].limits[:4]] == [
-        "at most 30 tasks in any 60.0 s",
-        "at most 6000 tokens in any 60.0 s",
+        "at most 30 tasks in any 60 s",
+        "at most 6000 tokens in any 60 s",
         router["groq"].limits[2].describe(),
         "at most 4 tasks at once",
     ]

@@ -157,6 +157,44 @@ def check(file: Annotated[Path, typer.Argument(help="TOML: providers and their l
     raise typer.Exit(check_command(file))
 
 
+@app.command()
+def shell(
+    file: Annotated[
+        Path | None, typer.Argument(help="TOML: the providers; without it, two to play with.")
+    ] = None,
+) -> None:
+    """A menu over a live manager: what runs goes on while the menu waits.
+
+    Adds requests with a priority and a time, and providers; enables and disables them; starts and
+    stops sending; shows queues and limits; simulates; saves the providers as a config. What happens
+    is told above the menu. A request is a GET of its provider's address; a provider without one
+    only pretends to answer.
+
+    Exit codes: 0 left; 2 bad config.
+
+    **Example:** `atm shell flow.toml`
+    """
+    from async_task_manager.cli.shell import shell_command
+
+    raise typer.Exit(shell_command(file))
+
+
+@app.command()
+def wizard() -> None:
+    """Asks for providers, their rates and a number of requests; then simulates or runs them.
+
+    What cannot be is asked again, with the reason. In the end the providers can be saved as a
+    config.
+
+    Exit codes: 0 done; 130 left with Ctrl-C.
+
+    **Example:** `atm wizard`
+    """
+    from async_task_manager.cli.wizard import wizard_command
+
+    raise typer.Exit(wizard_command())
+
+
 @app.command("simulate")
 def simulate_(
     config: Annotated[Path, typer.Argument(help="TOML: the providers and their limits.")],

@@ -115,7 +115,9 @@ def _stage(stage: BaseStrategy, config: FlowConfig) -> Iterator[str]:
     elif isinstance(stage, Limit):
         yield f"{stage.describe().capitalize()}."
     else:
-        yield (type(stage).__doc__ or repr(stage)).strip().splitlines()[0]
+        # The first sentence of what it says of itself.
+        words = " ".join((type(stage).__doc__ or repr(stage)).split())
+        yield words.partition(". ")[0].removesuffix(".") + "."
 
 
 def _per_time(rate: float) -> str:
