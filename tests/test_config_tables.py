@@ -22,6 +22,7 @@ from async_task_manager.strategies import (
     ConcurrentLimitStrategy,
     PriorityQueueStrategy,
     ProviderRouterStrategy,
+    RetryStrategy,
     SlidingWindowStrategy,
     TokenBucketStrategy,
 )
@@ -374,7 +375,11 @@ def test_retries_are_by_provider() -> None:
 
 
 def test_a_retry_in_the_chain_stands_for_all() -> None:
-    stages = build_chain(flow('[[chain]]\nstrategy = "retry"\nmax_attempts = 2')).stages
+    table = (
+        '[[chain]]\nstrategy = "retry"\nmax_attempts = 2\nbackoff = { kind = "fixed", seconds = 3 }'
+    )
+    stages = build_chain(flow(table)).stages
+    assert isinstance(stages[0], RetryStrategy) and stages[0].backoff(1) == 3
     assert [type(stage).__name__ for stage in stages] == ["RetryStrategy", "ProviderRouterStrategy"]
     assert len(build_chain(flow("retry = false")).stages) == 3
 

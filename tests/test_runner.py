@@ -23,7 +23,14 @@ from fake_provider import FakeProvider  # an example, not a package
 
 from async_task_manager.config import FlowConfig
 from async_task_manager.errors import InvalidValue, ManagerClosed
-from async_task_manager.runner import BadRequest, Batch, Ledger, Summary, parse_request
+from async_task_manager.runner import (
+    BadRequest,
+    Batch,
+    Ledger,
+    Summary,
+    open_ledger,
+    parse_request,
+)
 from async_task_manager.runner.report import Distribution
 from async_task_manager.runner.results import dumps
 from async_task_manager.runner.routes import Routes, url_of
@@ -398,6 +405,42 @@ async def test_whatever_comes_back_is_written(monkeypatch: pytest.MonkeyPatch) -
     assert "authorization: bearer ***\r\n" in seen, "the secret was sent, and is not written"
     assert "x: mine\r\n" in seen and "provider's" not in seen
     assert seen.count("user-agent:") == 1
+
+
+@real_time
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 401 gsk-very-secret is wrong\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ngsk-very-secret\r\n\r\n",
+        b"gsk-very-secret\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nlocation: http://x/?gsk-very-secret\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 17\r\n\r\ngsk-very-secret\xff\xfe",
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 18\r\n\r\n"
+        b'["gsk-very-secret"',
+    ],
+)
+async def test_a_secret_stands_nowhere_whatever_comes_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: bytes
+) -> None:
+    monkeypatch.setenv("KEY", "gsk-very-secret")
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert b"gsk-very-secret" in await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server:
+        one = {"name": "p", "base_url": url, "headers": {"x-api-key": "${KEY}"}} | ONCE
+        out = tmp_path / "out.jsonl"
+        with open_ledger(out) as ledger:
+            await Batch(config(one)).run([json.dumps({"path": "/"})], ledger)
+    assert out.read_bytes().count(b"\n") == 1
+    for file in tmp_path.iterdir():
+        assert b"very-secret" not in file.read_bytes()
 
 
 @real_time

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Annotated, Any
 
 from async_task_manager._validate import number
+from async_task_manager.config.outcomes import make_retry
 from async_task_manager.config.stages import make_strategy
 from async_task_manager.errors import MissingExtra
 from async_task_manager.rates import parse_rate
@@ -76,6 +77,8 @@ class StageTable:
 
     def strategy(self) -> BaseStrategy:
         """A new one."""
+        if self.table.get("strategy") == "retry":  # whose parameters have tables of their own
+            return make_retry({k: v for k, v in self.table.items() if k != "strategy"})
         return make_strategy(self.table)
 
     def make(self, slack: float) -> Limit:

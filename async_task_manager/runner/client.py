@@ -112,9 +112,16 @@ class _Pool:
                 )
         except TimeoutError:
             raise TimeoutError(f"no answer within {self.timeout:g} s") from None
+        except httpx.HTTPError as error:
+            # What the other side sent may stand in the message.
+            error.args = tuple(hidden(str(part), self.secrets) for part in error.args)
+            raise
         self.observe(response.headers)
         content = self.content(response)
         if not response.is_success:
+            response.extensions["reason_phrase"] = hidden(
+                response.reason_phrase, self.secrets
+            ).encode("ascii", "replace")
             raise failure(response, content)
         if isinstance(content, Broken):
             raise BadAnswer(response, content)
