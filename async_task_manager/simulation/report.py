@@ -160,8 +160,8 @@ class Report:
 
     # ---- in other forms ---------------------------------------------------------------------
 
-    def rows(self) -> list[tuple[str, str]]:
-        """The figures, each with its name: the lines of the table, and what is compared."""
+    def rows(self, *, short: bool = False) -> list[tuple[str, str]]:
+        """The figures, each with its name: the lines of the table; ``short``, to be compared."""
         found = [
             ("takes", span(self.makespan)),
             ("throughput", f"{self.throughput:,.4g}/s"),
@@ -171,9 +171,13 @@ class Report:
         found += [(name, f"{count:,}") for name in unlucky if (count := getattr(self, name))]
         if self.attempts > self.waits.tasks:
             found.append(("attempts", f"{self.attempts:,}"))
-        for name, waits in {"all": self.waits, **self.classes}.items():
+        for name, waits in {"": self.waits, **self.classes}.items():
+            if short:
+                label = f"wait of {name}, " if name else "wait, "
+                found += [(f"{label}{q}", span(getattr(waits, q))) for q in ("p50", "p95", "p99")]
+                continue
             quantiles = " / ".join(span(value) for value in (waits.p50, waits.p95, waits.p99))
-            label = "wait p50 / p95 / p99" if name == "all" else f"  {name} ({waits.tasks:,})"
+            label = f"  {name} ({waits.tasks:,})" if name else "wait p50 / p95 / p99"
             found.append((label, quantiles))
         if self.jain is not None:
             found.append(("fairness (Jain)", f"{self.jain:.3f}"))
@@ -183,7 +187,8 @@ class Report:
             if not use.peak:
                 continue  # a breaker that stayed closed, a limit that nobody came to
             where = "" if use.provider is None else f"{use.provider}: "
-            found.append((f"{where}{use.limit}", f"{use.mean:.0%} used, at most {use.peak:.0%}"))
+            share = "used" if short else f"used, at most {use.peak:.0%}"
+            found.append((f"{where}{use.limit}", f"{use.mean:.0%} {share}"))
         return found
 
     def __str__(self) -> str:
@@ -254,7 +259,7 @@ class Report:
 
 def compare(before: Report, after: Report, names: tuple[str, str] = ("before", "after")) -> str:
     """Two reports side by side."""
-    left, right = dict(before.rows()), dict(after.rows())
+    left, right = dict(before.rows(short=True)), dict(after.rows(short=True))
     labels = [*left, *(label for label in right if label not in left)]
     rows = [
         ("", *names),
