@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
+from fractions import Fraction
+from math import floor
 
+from async_task_manager._validate import exact
 from async_task_manager.errors import InvalidType, InvalidValue
 
-__all__ = ["first_instant", "zone_of"]
+__all__ = ["first_instant", "next_border", "zone_of"]
 
 
 def zone_of(timezone: object) -> tzinfo:
@@ -52,3 +55,28 @@ def first_instant(local: datetime, zone: tzinfo) -> int:
 
 def _shown(second: int, zone: tzinfo) -> datetime:
     return datetime.fromtimestamp(second, zone).replace(tzinfo=None)
+
+
+def next_border(window: float | str, zone: tzinfo, wall: float) -> float:
+    """When the clock's next window begins, the first after ``wall``, both in epoch seconds."""
+    if not isinstance(window, str):
+        length = exact(window)
+        index = Fraction(wall) // length + 1
+        border = float(index * length)
+        return border if border > wall else float((index + 1) * length)
+    second = floor(wall)
+    local = datetime.fromtimestamp(second, zone)
+    if window in ("minute", "hour"):
+        # By the present offset: the hour that comes twice in autumn is two windows, as it should.
+        step = 60 if window == "minute" else 3600
+        offset = floor((local.utcoffset() or timedelta()).total_seconds())
+        return ((second + offset) // step + 1) * step - offset
+    day = local.date()
+    while True:  # twice, where a clock that goes back over midnight repeats the day before
+        if window == "day":
+            day += timedelta(days=1)
+        else:
+            day = (day.replace(day=1) + timedelta(days=32)).replace(day=1)
+        border = first_instant(datetime(day.year, day.month, day.day), zone)
+        if border > second:
+            return border

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from async_task_manager._validate import exact
 from async_task_manager.strategies._keys import plain, read_cost, write_cost
@@ -14,7 +14,10 @@ from async_task_manager.strategies.base import Cost, Limit, Usage
 if TYPE_CHECKING:
     from async_task_manager.headers import Quota
 
-__all__ = ["Heard", "Said", "said_to"]
+__all__ = ["UNHEARD", "Heard", "Said", "said_to", "take_in"]
+
+UNHEARD = 4
+"""The length of a window's grant until an answer is heard."""
 
 SAME = 1.5
 """Seconds by which the ends of one window may seem to differ: dates and resets are rounded."""
@@ -75,6 +78,28 @@ def said_to(limit: Limit, sample: object, window: float | None = None) -> Said |
 
 def _alike(one: float, other: float) -> bool:
     return abs(one - other) <= 0.01 * other
+
+
+class Counts(Protocol):
+    """One key of a limit, as far as it is to follow a server."""
+
+    flying: Cost
+    lost: Cost
+    heard: Heard | None
+
+
+def take_in(said: Said, state: Counts, grant: Any, now: float, otherwise: float) -> None:
+    """What a response says, to one key of a window; the grant, if there is one, of the task that
+    heard it: [state, cost, stamp, what was lost by then].
+    """
+    if grant is not None and len(grant) == UNHEARD:
+        grant.append(said)  # the server has counted it
+        own: Counts = grant[0]
+        own.flying -= grant[1]
+        said.lose(own.lost - grant[3])
+    if state.heard is None:
+        state.heard = Heard()
+    state.heard.take(said, now, otherwise)
 
 
 class Heard:

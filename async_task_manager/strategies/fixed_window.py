@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from datetime import UTC, datetime, timedelta, tzinfo
-from fractions import Fraction
-from math import floor, inf
+from datetime import UTC, tzinfo
+from math import inf
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from async_task_manager._validate import exact, number, one_of
 from async_task_manager.errors import InvalidValue
-from async_task_manager.strategies._clocks import first_instant, zone_of
-from async_task_manager.strategies._heard import Heard, said_to
+from async_task_manager.strategies._clocks import next_border, zone_of
+from async_task_manager.strategies._heard import UNHEARD, Heard, said_to, take_in
 from async_task_manager.strategies._keys import (
     States,
     call,
@@ -37,9 +36,6 @@ Grant: TypeAlias = "list[Any]"
 """[window, cost, the window's turn when it was stamped, or None, what was lost by then], and what
 the server said in answer to it. A list, because it is made for every task, and an object with names
 takes three times as long."""
-
-UNHEARD = 4
-"""The length of a grant until an answer is heard."""
 
 SECONDS = {"minute": 60.0, "hour": 3600.0, "day": 86400.0, "month": 2592000.0}
 """The calendar's windows, and about how long they are."""
@@ -207,7 +203,7 @@ class FixedWindowStrategy(Limit):
         self._reckon()
         if back and self._by_clock and self._windows:
             end = self._end_of_window(now)
-            next_end = _next_border(self._window, self._zone, end)
+            next_end = next_border(self._window, self._zone, end)
             for window in self._windows.values():
                 if window.mark <= end:
                     continue
@@ -313,16 +309,10 @@ class FixedWindowStrategy(Limit):
         window = self._windows.get(key)
         if window is None:
             window = self._windows.add(key, _Window())
-        if grant is not None and len(grant) == UNHEARD:
-            grant.append(said)  # the server has counted it
-            grant[0].flying -= grant[1]
-            said.lose(grant[0].lost - grant[3])
-        if window.heard is None:
-            window.heard = Heard()
         end = window.mark + self._shift
         if end <= now:
             end = (self._end_of_window(now) if self._by_clock else now) + self._shift
-        window.heard.take(said, now, end)
+        take_in(said, window, grant, now, end)
 
     def _idle(self, window: _Window, now: float) -> bool:
         # What flies longer than the window was counted by the server in an earlier one.
@@ -332,9 +322,9 @@ class FixedWindowStrategy(Limit):
 
     def _end_of_window(self, now: float) -> float:
         """Wall time of the end of the clock's window that is current at this chain time."""
-        end = _next_border(self._window, self._zone, now - self._shift)
+        end = next_border(self._window, self._zone, now - self._shift)
         while end + self._shift <= now:  # now is a border, and its wall time was rounded down
-            end = _next_border(self._window, self._zone, end)
+            end = next_border(self._window, self._zone, end)
         return end
 
     def usage(self, key: Hashable, now: float) -> Usage:
@@ -392,28 +382,3 @@ class FixedWindowStrategy(Limit):
             timezone=self._timezone,
             slack=self._slack or None,
         )
-
-
-def _next_border(window: float | str, zone: tzinfo, wall: float) -> float:
-    """When the clock's next window begins, the first after ``wall``, both in epoch seconds."""
-    if not isinstance(window, str):
-        length = exact(window)
-        index = Fraction(wall) // length + 1
-        border = float(index * length)
-        return border if border > wall else float((index + 1) * length)
-    second = floor(wall)
-    local = datetime.fromtimestamp(second, zone)
-    if window in ("minute", "hour"):
-        # By the present offset: the hour that comes twice in autumn is two windows, as it should.
-        step = 60 if window == "minute" else 3600
-        offset = floor((local.utcoffset() or timedelta()).total_seconds())
-        return ((second + offset) // step + 1) * step - offset
-    day = local.date()
-    while True:  # twice, where a clock that goes back over midnight repeats the day before
-        if window == "day":
-            day += timedelta(days=1)
-        else:
-            day = (day.replace(day=1) + timedelta(days=32)).replace(day=1)
-        border = first_instant(datetime(day.year, day.month, day.day), zone)
-        if border > second:
-            return border

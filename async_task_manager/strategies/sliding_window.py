@@ -9,7 +9,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from async_task_manager._validate import exact, number
-from async_task_manager.strategies._heard import Heard, said_to
+from async_task_manager.strategies._heard import UNHEARD, Heard, said_to, take_in
 from async_task_manager.strategies._keys import (
     States,
     call,
@@ -34,9 +34,6 @@ __all__ = ["SlidingWindowStrategy"]
 Grant: TypeAlias = "list[Any]"
 """[log, cost, stamp or None, what was lost by then], and what the server said in answer to it. A
 list, because it is made for every task, and an object with names takes three times as long."""
-
-UNHEARD = 4
-"""The length of a grant until an answer is heard."""
 
 
 class _Log:
@@ -300,13 +297,7 @@ class SlidingWindowStrategy(Limit):
         log = self._logs.get(key)
         if log is None:
             log = self._logs.add(key, _Log())
-        if grant is not None and len(grant) == UNHEARD:
-            grant.append(said)  # the server has counted it
-            grant[0].flying -= grant[1]
-            said.lose(grant[0].lost - grant[3])
-        if log.heard is None:
-            log.heard = Heard()
-        log.heard.take(said, now, now + self._span)
+        take_in(said, log, grant, now, now + self._span)
 
     def _idle(self, log: _Log, now: float) -> bool:
         # What flies longer than the window was counted by the server in an earlier one.
