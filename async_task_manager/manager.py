@@ -203,10 +203,21 @@ class TaskManager(Asked):
         return task
 
     def readmit(
-        self, task: Task[Any], ranks: tuple[Any, ...], *, run_timeout: float | None = None
+        self,
+        task: Task[Any],
+        ranks: tuple[Any, ...] | None,
+        *,
+        attempt: int = 0,
+        run_timeout: float | None = None,
     ) -> None:
         """Queues a task that was queued before, in an earlier process: with the ranks that it had
         there (`Chain.ranks`), and without counting it as another arrival.
+
+        Args:
+            task: Made by hand.
+            ranks: What they were; None: it is asked for them anew, and counts as an arrival.
+            attempt: How many times it was started there.
+            run_timeout: As for `add_task`.
 
         For whoever keeps tasks in a store. Raises what `add_task` raises.
         """
@@ -215,6 +226,9 @@ class TaskManager(Asked):
         if run_timeout is not None:
             task._options = self._options(None, None, run_timeout, None, now)
         self._chain.add(task, now, ranks=ranks)
+        if attempt:
+            run = task._progress()
+            run.attempt, run.finished = attempt, now
         if self._by_id is not None:
             self._by_id[task.id] = task
         self.wake()

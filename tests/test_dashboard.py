@@ -49,6 +49,8 @@ FLAGS = [
     "--no-first-run",
     *(["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []),
 ]
+expect.set_options(timeout=15_000)  # a busy machine
+
 TOKEN = "a-token-of-sufficient-length"
 MARKUP = "<script>document.title='owned'</script><img src=x onerror=document.title='owned'>"
 

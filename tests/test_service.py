@@ -14,11 +14,13 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from serving import Process, served, submit
 
 from async_task_manager import Chain, current_task
 from async_task_manager.errors import InvalidState, InvalidType, InvalidValue, StoreError
-from async_task_manager.service import TaskService
+from async_task_manager.service import TaskService, state
 from async_task_manager.strategies import (
     ConcurrentLimitStrategy,
     FairShareStrategy,
@@ -425,10 +427,58 @@ async def test_what_waits_and_what_runs_outlives_a_stop(store: str) -> None:
     assert (gate.came, again.came) == (["a"], ["a", "b"])
 
 
+async def test_the_work_knows_its_attempt_after_a_restart(store: str) -> None:
+    service, _ = gated(store)
+    async with served(service) as client:
+        running, queued = await submit(client, x="a"), await submit(client, x="b")
+        await asyncio.sleep(0.05)
+    service = TaskService(ConcurrentLimitStrategy(1), store)
+
+    @service.task(run_timeout=5)
+    async def work(x: str) -> int:
+        task = current_task()
+        assert task is not None
+        return task.attempt
+
+    async with served(service) as client:
+        assert (await result(client, running))["task_result"] == 2
+        assert (await result(client, queued))["task_result"] == 1
+
+
+async def test_what_the_chain_refuses_after_a_restart_has_failed(store: str) -> None:
+    def service_with(capacity: int) -> TaskService:
+        bucket = TokenBucketStrategy(1000, capacity, cost="tokens", default_cost=1)
+        return gated(store, ConcurrentLimitStrategy(1), bucket)[0]
+
+    async with served(service_with(100)) as client:
+        await submit(client, x="running")
+        large = await submit(client, x="a", cost={"tokens": 100})
+        small = await submit(client, x="b", cost={"tokens": 10})
+    async with served(service_with(50)) as client:
+        found = await result(client, large)
+        assert (found["task_status"], found["task_result"]["type"]) == ("FAILURE", "TaskTooLarge")
+        assert (await result(client, small, 0))["task_status"] == "PENDING"
+        assert (await client.get("/queues")).json()["queued"] == 1
+
+
+async def test_another_chain_starts_anew(store: str, caplog: pytest.LogCaptureFixture) -> None:
+    service, _ = gated(store, SlidingWindowStrategy(1, 60))
+    async with served(service) as client:
+        await submit(client, x="a")
+        id = await submit(client, x="b", priority="high")
+        await asyncio.sleep(0.05)
+    service, gate = gated(store, PriorityQueueStrategy(), ConcurrentLimitStrategy(1))
+    gate.open.set()
+    async with served(service) as client:
+        await result(client, id)
+    assert gate.came == ["b", "a"], "ranks that don't compare are made anew"
+    assert "stands where SlidingWindowStrategy by None was: it starts anew" in caplog.text
+
+
 PROGRAM = """
     import asyncio, os
     from async_task_manager import Chain
-    from async_task_manager.service import TaskService
+    from async_task_manager.service import TaskService, state
     from async_task_manager.strategies import *
 
     service = TaskService(Chain(FairShareStrategy(), ConcurrentLimitStrategy(1)))
@@ -489,7 +539,7 @@ def test_a_task_that_kills_the_process_is_given_up(tmp_path: Path) -> None:
 def test_what_was_to_end_does_not_run_again(tmp_path: Path) -> None:
     program = """
         import time
-        from async_task_manager.service import TaskService
+        from async_task_manager.service import TaskService, state
         from async_task_manager.strategies import *
 
         service = TaskService(ConcurrentLimitStrategy(1))
@@ -549,6 +599,80 @@ async def test_tasks_of_a_function_that_is_gone_are_kept(
     async with served(service) as client:
         assert (await result(client, id))["task_result"] == "a is done"
     assert gate.came == ["running", "a"]
+
+
+async def test_a_full_disk_is_told_and_recovered_from(
+    store: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    service, gate = gated(store, ConcurrentLimitStrategy(2))
+
+    async def pages(most: int) -> None:
+        pragma = f"PRAGMA max_page_count = {most}"
+        await service._core.store._file.write(lambda file: file.execute(pragma).fetchall())
+
+    async with served(service) as client:
+        running = await submit(client, x="a" * 20_000)
+        await asyncio.sleep(0.05)
+        await pages(1)  # no page more than there are
+        answer = await client.post("/task", json={"user_id": "ada", "x": "b" * 50_000})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+        assert "full" in answer.json()["detail"]
+        gate.open.set()
+        await asyncio.sleep(1.5)
+        assert (await result(client, running, 0))["task_status"] == "STARTED", "it can't be stored"
+        await pages(1_000_000)
+        assert (await result(client, running))["task_status"] == "SUCCESS"
+        assert (await result(client, await submit(client, x="c")))["task_status"] == "SUCCESS"
+    assert gate.came == ["a" * 20_000, "c"], "what was refused never ran"
+    assert "could not be written" in caplog.text
+
+
+def test_a_function_that_hangs_does_not_hold_up_the_stop(tmp_path: Path) -> None:
+    program = """
+        import time
+        from async_task_manager.service import TaskService, state
+        from async_task_manager.strategies import *
+
+        service = TaskService(ConcurrentLimitStrategy(1), grace=0.3)
+
+        @service.task
+        def work(x: str) -> None:
+            with open("ran", "a") as file:
+                file.write(x)
+            time.sleep(600)
+    """
+    server = Process(tmp_path, program)
+    with server.client() as client:
+        id = client.post("/task", json={"x": "a", "user_id": "a"}).json()["task_id"]
+        while not (tmp_path / "ran").exists():
+            time.sleep(0.01)
+    began = time.monotonic()
+    assert server.end() == 0
+    assert time.monotonic() - began < 5
+    with Process(tmp_path, program) as server, server.client() as client:
+        while (tmp_path / "ran").read_text() != "aa":
+            time.sleep(0.01)
+        details = client.get(f"/task/{id}").json()
+        assert details["attempt"] == 2
+        assert details["earlier_attempts"][0]["error"]["type"] == "Interrupted"
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+
+
+def nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.lists(inner, max_size=8) | st.dictionaries(st.text(), inner, max_size=4)
+
+
+JSON_VALUES = st.recursive(LEAVES, nested, max_leaves=60)
+
+
+@given(JSON_VALUES, st.integers(1, 5))
+def test_state_is_written_in_pieces(value: Any, length: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "SLICE", length)
+        pieces = list(state.pieces_of(value))
+    assert json.loads("".join(pieces)) == value
 
 
 async def test_one_service_per_store(store: str) -> None:

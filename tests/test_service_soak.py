@@ -29,7 +29,7 @@ PROGRAM = """
     from async_task_manager.strategies import *
 
     service = TaskService(
-        Chain(FairShareStrategy(), ConcurrentLimitStrategy(50)),
+        Chain(FairShareStrategy(window_seconds=60), ConcurrentLimitStrategy(50)),
         max_results={max_results},
         max_interruptions=1000,
         grace=0.5,

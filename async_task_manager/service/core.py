@@ -7,7 +7,6 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,13 +21,20 @@ from async_task_manager.events import Event, Expired, Finished, Queued, Rejected
 from async_task_manager.manager import TaskManager
 from async_task_manager.queues import open_queue
 from async_task_manager.runner.results import dumps
-from async_task_manager.service.entry import Entry, clean, error_of, in_thread
+from async_task_manager.service.entry import Entry, clean, error_of
 from async_task_manager.service.live import Live
 from async_task_manager.service.metrics import Metrics
 from async_task_manager.service.records import NewTask, Record, Status
 from async_task_manager.service.registry import Function, Registry
-from async_task_manager.service.state import dump_state, load_state, read_ranks, write_ranks
+from async_task_manager.service.state import (
+    dump_state,
+    load_state,
+    pieces_of,
+    read_ranks,
+    write_ranks,
+)
 from async_task_manager.service.store import Store
+from async_task_manager.service.threads import Threads
 from async_task_manager.strategies.base import BaseStrategy
 from async_task_manager.strategies.chain import Chain
 from async_task_manager.strategies.provider_router import ProviderRouterStrategy
@@ -43,7 +49,15 @@ __all__ = ["Core", "KeyReused", "Unstored", "Wanted"]
 logger = logging.getLogger("async_task_manager.service")
 
 TIDY_EVERY = 1.0
-"""Seconds between looks at what has expired, and copies of the limits' state."""
+"""Seconds between looks at what has expired, and between copies of the limits' state, as long as
+they are quick.
+"""
+
+LONGEST_STEP = 0.002
+"""Seconds of work on a copy between two turns of the loop."""
+
+COPY_SHARE = 50
+"""A copy that takes a second is made every so many seconds."""
 
 
 class Wanted(NamedTuple):
@@ -55,6 +69,15 @@ class Wanted(NamedTuple):
     user_id: str
     metadata: dict[str, Any]
     """priority, cost, provider, valid_after (epoch seconds)."""
+
+
+class End(NamedTuple):
+    """How a task ended, until that is stored."""
+
+    entry: Entry
+    status: Status
+    result: bytes
+    at: float
 
 
 class Unstored(TaskManagerError):
@@ -94,8 +117,9 @@ class Core:
             tuple[str, str], asyncio.Future[tuple[int, bytes | None] | None]
         ] = {}
         self._writes: set[asyncio.Future[Any]] = set()
+        self._unstored: list[End] = []
         self._tidying: asyncio.Task[None] | None = None
-        self._executor: ThreadPoolExecutor | None = None
+        self.threads = Threads(settings.threads)
         self._manager: TaskManager | None = None
 
     @property
@@ -111,7 +135,6 @@ class Core:
         """Opens the store, takes up what waits in it, and begins."""
         store = self.store
         await store.open()
-        self._executor = ThreadPoolExecutor(self.settings.threads, "atm-task")
         now = self.wall()
         interrupted = await store.recover(now, self.settings.max_interruptions)
         saved_at = load_state(self.chain, store.kept_fact("state"), now)
@@ -145,26 +168,28 @@ class Core:
             try:
                 self._take_up(entry, record, saved_at)
             except TaskManagerError as error:  # a limit was lowered, a provider is gone
+                entry.log_failure(error)
                 self.entries[entry.number] = entry
-                self._conclude(entry, "FAILURE", dumps(error_of(error)))
+                self._store_end(End(entry, "FAILURE", dumps(error_of(error)), self.wall()))
         return found, unknown
 
     def _take_up(self, entry: Entry, record: Record, saved_at: float) -> None:
         """As it was: what the saved state knows of isn't counted again."""
         metadata = {"task": record.task, "user_id": record.user_id, **record.metadata}
         ranks = read_ranks(self.chain, record.ranks)
-        if ranks is None or record.submitted > saved_at:
-            self._add(entry, metadata)
-            return
+        if record.submitted > saved_at:
+            ranks = None
         entry.task = Task(entry, metadata)
         self.entries[entry.number] = entry
-        self.manager.readmit(entry.task, ranks, run_timeout=entry.function.run_timeout)
+        self.manager.readmit(
+            entry.task, ranks, attempt=record.attempt, run_timeout=entry.function.run_timeout
+        )
 
     async def stop(self, grace: float | None = None) -> None:
         """Starts nothing more, gives what runs its time, and leaves all else in the store."""
         if self._manager is None:
             return
-        self.stopping = True
+        self.stopping = self.threads.stopping = True
         if self._tidying is not None:
             self._tidying.cancel()
         await self.manager.stop(grace)
@@ -177,12 +202,6 @@ class Core:
         await self.store.close()
         if self.queue is not None:
             await self.queue.close()
-        if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
-
-    async def in_thread(self, call: Callable[[], Any]) -> Any:
-        """Runs a sync function."""
-        return await in_thread(self._executor, call)
 
     # ---- tasks in ---------------------------------------------------------------------------
 
@@ -235,7 +254,7 @@ class Core:
         number = self.store.next_number()
         entry = Entry(self, number, function, user_id, now)
         self._add(entry, {"task": function.name, "user_id": user_id, **metadata})
-        ranks = write_ranks(self.chain, entry.task) if self.chain.orders else None
+        ranks = write_ranks(self.chain, entry.task)
         given = json.dumps(metadata)
         stored = self.store.insert(
             NewTask(number, function.name, user_id, given, now, key, fingerprint, ranks, args)
@@ -262,6 +281,17 @@ class Core:
         except BaseException:
             del self.entries[entry.number]
             raise
+
+    async def started(self, number: int, provider: str | None) -> tuple[int, bytes]:
+        """The attempt's number and the arguments, once it is stored that it runs. While the disk is
+        full the task waits for it, in its place.
+        """
+        while True:
+            try:
+                return await self.store.start(number, self.wall(), provider)
+            except StoreError as error:
+                logger.error("task %d can't begin: %s", number, clean(str(error)))
+            await asyncio.sleep(TIDY_EVERY)
 
     # ---- what becomes of them ---------------------------------------------------------------
 
@@ -305,10 +335,18 @@ class Core:
         self, entry: Entry, status: Status, result: bytes, error: BaseException | None = None
     ) -> None:
         self.live.ended(entry, status, error)
-        stored = self._note(self.store.finish(entry.number, status, result, self.wall()))
-        stored.add_done_callback(lambda _: self._stored(entry))
+        self._store_end(End(entry, status, result, self.wall()))
 
-    def _stored(self, entry: Entry) -> None:
+    def _store_end(self, end: End) -> None:
+        entry, status, result, at = end
+        stored = self._note(self.store.finish(entry.number, status, result, at))
+        stored.add_done_callback(lambda write: self._stored(end, write))
+
+    def _stored(self, end: End, write: asyncio.Future[Any]) -> None:
+        entry = end.entry
+        if write.cancelled() or write.exception() is not None:
+            self._unstored.append(end)  # until there is room for it
+            return
         self.entries.pop(entry.number, None)
         if entry.task.state in ("failed", "rejected", "expired"):
             entry.task.exception()  # it was logged, and is stored: somebody has looked
@@ -360,21 +398,37 @@ class Core:
 
     async def _tidy(self) -> None:
         settings = self.settings
+        next_copy = 0.0
         while True:
             await asyncio.sleep(TIDY_EVERY)
+            unstored, self._unstored = self._unstored, []
+            for end in unstored:
+                self._store_end(end)
             try:
                 before = self.wall() - settings.result_ttl
                 while await self.store.prune(
                     before, settings.max_results, settings.max_store_bytes
                 ):
                     pass
-                await self._keep_state()
-            except Exception as error:
+                if time.monotonic() >= next_copy:
+                    began = time.monotonic()
+                    await self._keep_state()
+                    took = time.monotonic() - began
+                    next_copy = began + COPY_SHARE * took
+            except StoreError as error:
                 logger.error("the store could not be tidied: %s", clean(str(error)))
 
-    def _keep_state(self) -> asyncio.Future[None]:
-        now = self.manager.time()
-        return self.store.keep("state", dump_state(self.chain, now, self.wall()))
+    async def _keep_state(self) -> None:
+        """Copies the limits' state and the users' history into the store."""
+        state = dump_state(self.chain, self.manager.time(), self.wall())
+        pieces = []
+        began = time.monotonic()
+        for piece in pieces_of(state):
+            pieces.append(piece)
+            if time.monotonic() - began > LONGEST_STEP:
+                await asyncio.sleep(0)  # a long history must not hold everybody up
+                began = time.monotonic()
+        await self.store.keep("state", "".join(pieces))
 
 
 class KeyReused(TaskManagerError):

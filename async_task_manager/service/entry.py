@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import traceback
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from async_task_manager.errors import InvalidValue
@@ -80,9 +78,9 @@ class Entry:
         core = self.core
         task = current_task()
         provider = task.provider if task is not None else None
-        self.attempt, args = await core.store.start(self.number, core.wall(), provider)
+        self.attempt, args = await core.started(self.number, provider)
         call = self.function.bound(args)
-        value = await call() if self.function.is_async else await core.in_thread(call)
+        value = await call() if self.function.is_async else await core.threads.run(call)
         result = _json(value)
         if len(result) > core.max_result_bytes:
             raise InvalidValue(
@@ -156,22 +154,3 @@ def _json(value: Any) -> bytes:
             raise InvalidValue(f"the result is nothing that JSON can hold: {error}") from None
     except RecursionError:
         raise InvalidValue("the result is nested too deeply for JSON, or contains itself") from None
-
-
-async def in_thread(executor: Any, call: Callable[[], Any]) -> Any:
-    """What the call returns, from a thread. A thread can't be cancelled: the task's place stays
-    taken until it ends.
-    """
-    context = contextvars.copy_context()
-    work = asyncio.get_running_loop().run_in_executor(executor, partial(context.run, call))
-    cancelled: asyncio.CancelledError | None = None
-    while not work.done():
-        try:
-            await asyncio.wait([work])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        if not work.cancelled():
-            work.exception()  # no news: the task ends as cancelled
-        raise cancelled
-    return work.result()

@@ -207,14 +207,14 @@ class Live:
 
     def users(self, most: int) -> tuple[list[dict[str, Any]], int]:
         """Users with tasks, those with most queued first, then those that used something lately;
-        and how many more there are.
+        and how many more wait.
         """
         fair = next((s for s in self._core.chain.orders if isinstance(s, FairShareStrategy)), None)
         now = self._core.manager.time()
-        names = dict.fromkeys(name for name, _ in self.queued_by_user.most_common())
-        names.update(dict.fromkeys(self.running_by_user))
+        names = dict.fromkeys(name for name, _ in self.queued_by_user.most_common(most))
+        names.update(dict.fromkeys(islice(self.running_by_user, most)))
         if fair is not None:
-            names.update(dict.fromkeys(map(str, fair.keys())))
+            names.update(dict.fromkeys(map(str, islice(fair.keys(), most))))
         users = []
         for name in islice(names, most):
             user: dict[str, Any] = {
@@ -233,7 +233,7 @@ class Live:
                 else:
                     user["recent_use"], user["level"] = standing.recent, standing.level
             users.append(user)
-        return users, len(names) - len(users)
+        return users, max(0, len(self.queued_by_user) - len(users))
 
     def limits(self) -> list[dict[str, Any]]:
         """How much of each limit is in use."""

@@ -163,11 +163,12 @@ class TaskService:
         """
         from async_task_manager.service.web.serving import serve
 
+        tokens = tuple(tokens)
         serve(
             self.app(tokens=tokens, hosts=hosts, body_seconds=body_seconds),
             host,
             port,
-            secured=bool(tuple(tokens)),
+            secured=bool(tokens),
             max_connections=max_connections,
             head_seconds=head_seconds,
             on_listening=on_listening,

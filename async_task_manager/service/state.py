@@ -14,7 +14,10 @@ from async_task_manager.strategies.chain import Chain
 if TYPE_CHECKING:
     from async_task_manager.task import Task
 
-__all__ = ["dump_state", "load_state", "read_ranks", "write_ranks"]
+__all__ = ["dump_state", "load_state", "pieces_of", "read_ranks", "write_ranks"]
+
+SLICE = 1000
+"""Numbers written at once."""
 
 logger = logging.getLogger("async_task_manager.service")
 
@@ -28,6 +31,36 @@ def dump_state(chain: Chain, now: float, wall: float) -> dict[str, Any]:
         if state is not None:
             policies[name] = {"was": _signature(policy), "state": state}
     return {"now": now, "wall": wall, "policies": policies}
+
+
+def pieces_of(value: Any) -> Iterator[str]:
+    """The value as JSON, in pieces each of which takes a millisecond at most to make."""
+    if isinstance(value, dict):
+        yield "{"
+        for i, (name, item) in enumerate(value.items()):
+            yield f"{',' if i else ''}{json.dumps(name)}:"
+            yield from pieces_of(item)
+        yield "}"
+    elif isinstance(value, list | tuple) and len(value) > SLICE:
+        comma = "["
+        for start in range(0, len(value), SLICE):
+            part = value[start : start + SLICE]
+            if any(isinstance(item, list | tuple | dict) for item in part):
+                for item in part:
+                    yield comma
+                    yield from pieces_of(item)
+                    comma = ","
+            else:
+                yield comma + json.dumps(part)[1:-1]
+                comma = ","
+        yield "]"
+    elif isinstance(value, list | tuple) and any(isinstance(i, list | tuple | dict) for i in value):
+        for i, item in enumerate(value):
+            yield "," if i else "["
+            yield from pieces_of(item)
+        yield "]"
+    else:
+        yield json.dumps(value)
 
 
 def load_state(chain: Chain, saved: Any, wall: float) -> float:

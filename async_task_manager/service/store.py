@@ -211,9 +211,9 @@ class Store:
             _write_fact(connection, ("last_number", self._last))
         return gone
 
-    def keep(self, name: str, value: Any) -> Future[None]:
-        """A fact about the service that survives a restart."""
-        return self._file.write(partial(_write_fact, row=(name, json.dumps(value))))
+    def keep(self, name: str, text: str) -> Future[None]:
+        """A fact about the service that survives a restart, as JSON."""
+        return self._file.write(partial(_write_fact, row=(name, text)))
 
     def kept_fact(self, name: str) -> Any:
         """What `keep` was given; None: nothing."""

@@ -182,7 +182,7 @@ class Users(_Out):
     """Users, those with the most queued tasks first."""
 
     users: list[User]
-    more: int = Field(description="How many are not listed.")
+    more: int = Field(description="How many more have queued tasks.")
 
 
 class LimitUse(_Out):
