@@ -213,7 +213,9 @@ class SqliteFile:
     def _connect(self) -> sqlite3.Connection:
         if self.path.exists() and self.path.stat().st_size:
             self._examine()
-        connection = sqlite3.connect(self.path, 0, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(
+            self.path, timeout=0, isolation_level=None, check_same_thread=False
+        )
         try:
             self._switch_to_wal(connection)
             connection.execute(f"PRAGMA busy_timeout={round(self._busy_timeout * 1000)}")
@@ -234,7 +236,7 @@ class SqliteFile:
     def _examine(self) -> None:
         """Raises for a file that is damaged or somebody else's, and changes nothing in it."""
         uri = f"{self.path.absolute().as_uri()}?mode=ro"
-        with closing(sqlite3.connect(uri, self._busy_timeout, uri=True)) as connection:
+        with closing(sqlite3.connect(uri, timeout=self._busy_timeout, uri=True)) as connection:
             identity = self._identity(connection)
             if identity not in ((self._application_id, self._version), (0, 0)):
                 raise StoreError(

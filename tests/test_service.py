@@ -8,6 +8,7 @@ import re
 import sqlite3
 import threading
 import time
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -370,8 +371,8 @@ async def test_results_expire(store: str) -> None:
         await asyncio.sleep(1.2)
         assert (await client.get(f"/result/{id}")).status_code == 410, "and is forgotten"
         assert (await client.get("/tasks", params={"user_id": "ada"})).json() == {"tasks": []}
-    rows = sqlite3.connect(store[10:]).execute("SELECT count(*) FROM tasks").fetchone()
-    assert rows == (0,)
+    with closing(sqlite3.connect(store[10:])) as file:
+        assert file.execute("SELECT count(*) FROM tasks").fetchone() == (0,)
     async with served(gated(store)[0]) as client:
         assert await submit(client, x="b") != id
         assert (await client.get(f"/result/{id}")).status_code == 410, "no other task got its id"
