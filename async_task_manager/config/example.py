@@ -9,4 +9,4 @@ __all__ = ["example"]
 
 def example() -> str:
     """A commented TOML file that is sound as it stands, once its key is in the environment."""
-    return (files(__package__) / "example.toml").read_text(encoding="utf-8")
+    return (files("async_task_manager.config") / "example.toml").read_text(encoding="utf-8")

@@ -205,16 +205,19 @@ class ProviderConfig(Strict):
     @cached_property
     def estimates(self) -> dict[str, Estimate]:
         """How a cost is estimated, by unit."""
-        if self.cost is None:
+        cost = self.cost
+        if cost is None:
             return {}
-        specs = self.cost if isinstance(self.cost, dict) else dict.fromkeys(self.units, self.cost)
+        specs: dict[str, Any] = dict.fromkeys(self.units, cost)
+        if isinstance(cost, dict):
+            specs = cost
         return {unit: parse_estimate(spec) for unit, spec in specs.items()}
 
     @cached_property
     def settled(self) -> dict[str, str]:
         """Where the actual cost stands in an answer, by unit."""
-        if self.settle is None:
+        settle = self.settle
+        if settle is None:
             return {}
-        return (
-            self.settle if isinstance(self.settle, dict) else dict.fromkeys(self.units, self.settle)
-        )
+        one_for_all: dict[str, Any] = dict.fromkeys(self.units, settle)
+        return settle if isinstance(settle, dict) else one_for_all

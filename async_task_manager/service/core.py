@@ -233,6 +233,7 @@ class Core:
                 del self._submitting[mark]
                 if not future.done():
                     future.set_result(found)
+        assert found is not None
         if found[1] != fingerprint:
             raise KeyReused(key)
         return found[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from async_task_manager.errors import InvalidType, NonRetryable
 
@@ -22,7 +22,7 @@ def check_failing(value: object) -> Failing:
     if all(isinstance(one, type) and issubclass(one, BaseException) for one in classes):
         return value  # type: ignore[return-value]  # that is what was just seen
     if value is None or (callable(value) and not isinstance(value, type)):
-        return value
+        return cast("Failing", value)
     raise InvalidType(
         "is_failure must be an exception class, a tuple of them, a callable of the error, or None, "
         f"not {value!r}"

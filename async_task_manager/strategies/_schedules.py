@@ -30,8 +30,9 @@ AT_ONCE = 1000
 class Trigger(Protocol):
     """The instants at which work is due: wall or chain time, as the schedule goes by."""
 
-    def after(self, instant: float) -> float:
+    def after(self, instant: float, /) -> float:
         """The first of them that is later; inf: there is none."""
+        ...
 
 
 class Once:

@@ -75,7 +75,8 @@ class BulkStrategy(Collector):
         return self._max_size
 
     @max_size.setter
-    def max_size(self, value: int) -> None:
+    # It can be set, and acts at once.
+    def max_size(self, value: int) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._max_size = whole("max_size", value, at_least=self._min_size)
         self.changed()
 
@@ -85,7 +86,8 @@ class BulkStrategy(Collector):
         return self._max_wait
 
     @max_wait.setter
-    def max_wait(self, value: float) -> None:
+    # It can be set, and acts at once.
+    def max_wait(self, value: float) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._max_wait = number("max_wait", value, at_least=0)
         self.changed()
 
@@ -95,7 +97,8 @@ class BulkStrategy(Collector):
         return self._min_size
 
     @min_size.setter
-    def min_size(self, value: int) -> None:
+    # It can be set, and acts at once.
+    def min_size(self, value: int) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._min_size = whole("min_size", value, at_least=1, at_most=self._max_size)
         self.changed()
 
@@ -118,8 +121,9 @@ class BulkStrategy(Collector):
         """One call of the handler, for at most ``timeout`` seconds."""
         values = [task._work.value for task in tasks if isinstance(task._work, Item)]
         del tasks  # an error holds this frame, and each of them the error
+        limit = asyncio.timeout(self._timeout)
         try:
-            async with asyncio.timeout(self._timeout) as limit:
+            async with limit:
                 return await self.handler(values)
         except TimeoutError as error:
             if not limit.expired():

@@ -172,7 +172,9 @@ class CircuitBreakerStrategy(Limit):
 
     @on_open.setter
     def on_open(self, value: Literal["wait", "reject"]) -> None:
-        self._on_open = cast("Literal['wait', 'reject']", one_of("on_open", value, ON_OPEN))
+        self._on_open: Literal["wait", "reject"] = cast(
+            "Literal['wait', 'reject']", one_of("on_open", value, ON_OPEN)
+        )
         self.changed()
 
     @property

@@ -87,8 +87,12 @@ class Handling:
         await self._begin([held])
         if self._threads is not None:
             loop = asyncio.get_running_loop()
-            run = partial(copy_context().run, self._call, held.message)
-            result = await loop.run_in_executor(self._threads, run)
+            context = copy_context()
+
+            def call() -> Any:
+                return context.run(self._call, held.message)
+
+            result = await loop.run_in_executor(self._threads, call)
         else:
             result = self._handler(held.message)  # type: ignore[operator]  # no BulkStrategy here
         if inspect.isawaitable(result):
