@@ -146,18 +146,23 @@ class Naive:
 
 
 STEP = st.tuples(
-    st.sampled_from(["take", "take", "end", "end", "wait", "jump"]),
+    st.sampled_from(["take", "take", "take", "end", "end", "wait", "jump"]),
     st.integers(0, 9),
-    st.sampled_from(["success", "failure", "failure", "mistake", "cancelled", "never began"]),
+    st.sampled_from(
+        ["success", "success", "failure", "failure", "mistake", "cancelled", "never began"]
+    ),
 )
 
 
-@settings(max_examples=300)
-@given(st.lists(STEP, max_size=80))
-def test_any_life_matches_a_naive_one(life: list[tuple[str, int, str]]) -> None:
+@settings(max_examples=200)
+@given(st.lists(STEP, min_size=40, max_size=120), st.integers(0, 9))
+def test_any_life_matches_a_naive_one(life: list[tuple[str, int, str]], failing: int) -> None:
+    """For some tenths of the life everything fails, and for the rest hardly anything."""
     limit, naive, now = breaker(half_open_max=2), Naive(), 0.0
     held: list[tuple[Any, dict[str, Any]]] = []
-    for act, number, kind in life:
+    for i, (act, number, how) in enumerate(life):
+        recovered = how == "failure" and number and i * 10 > failing * len(life)
+        kind = "success" if recovered else how
         instant = limit.ready_at(None, 1, now)
         assert max(instant, now) == max(naive.ready_at(now), now)
         assert limit.state() == naive.state
@@ -194,6 +199,15 @@ def test_it_opens_at_the_share_of_failures_and_not_below_the_least_number() -> N
     run(limit, "failure", 0)
     assert limit.state() == "open"
     assert limit.ready_at(None, 1, 0) == 5
+
+
+def test_few_failures_of_many_do_not_open_it() -> None:
+    limit = breaker(failure_rate=0.3)
+    run(limit, "success", 0, times=8)
+    run(limit, "failure", 0, times=3)
+    assert limit.state() == "closed"
+    run(limit, "failure", 0)
+    assert limit.state() == "open"
 
 
 def test_a_success_that_makes_the_number_full_opens_it_as_well() -> None:
@@ -535,6 +549,13 @@ def test_bad_parameters_are_refused(
         CircuitBreakerStrategy(**options)
 
 
+def test_its_defaults() -> None:
+    limit = CircuitBreakerStrategy()
+    assert (limit.failure_rate, limit.min_calls, limit.window_seconds) == (0.5, 10, 30)
+    assert (limit.cooldown, limit.half_open_max, limit.on_open) == (30, 1, "wait")
+    assert limit.check_interval == 5
+
+
 def test_it_says_what_it_is() -> None:
     assert repr(breaker(on_open="reject", key="host", is_failure=OSError, half_open_max=2)) == (
         "CircuitBreakerStrategy(failure_rate=0.5, min_calls=4, window_seconds=10, cooldown=5, "
@@ -677,7 +698,9 @@ async def test_a_health_check_closes_it_early_and_with_care() -> None:
         assert asyncio.get_running_loop().time() < 9
 
 
-async def test_each_time_it_opens_there_are_health_checks() -> None:
+async def test_each_time_it_opens_there_are_health_checks(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Also where nothing else happens: all wait for the breaker, and it is opened by a probe."""
     server = Server(well_at=25)
     limit = breaker(min_calls=1, cooldown=10, check_interval=0.04, health_check=server.check)
@@ -689,6 +712,7 @@ async def test_each_time_it_opens_there_are_health_checks() -> None:
     assert server.calls[:3] == [0, 10.1, 20.2]
     assert 25 <= server.calls[3] <= 25.1  # the probe would have come at 30.3
     assert [task.state for task in tasks].count("succeeded") == 2
+    assert not caplog.records  # not to be well is no error
 
 
 def test_a_check_of_a_circuit_that_was_forgotten_meanwhile_harms_no_other() -> None:
