@@ -47,6 +47,18 @@ def test_gradient_grows_while_the_time_stays_and_shrinks_in_proportion() -> None
     assert gradient.update(10, Sample(1, 3, dropped=True)) == 9
 
 
+def test_the_baseline_of_gradient_is_an_exponential_average_of_six_hundred_rounds() -> None:
+    gradient = Gradient()
+    gradient.update(10, Sample(1, FULL))
+    gradient.update(10, Sample(3, FULL))
+    assert gradient.baseline == pytest.approx(1 + (3 - 1) * 2 / 601, rel=1e-12)
+    # Where half of the limit is in use, it moves: 10 + 0.2 * (0.5025 * 10 + 4 - 10).
+    following = gradient.update(10, Sample(3, 5))
+    share = 1.5 * gradient.baseline / 3
+    assert following == pytest.approx(10 + 0.2 * (10 * share + 4 - 10), rel=1e-12)
+    assert gradient.update(10, Sample(3, 4)) == 10
+
+
 def test_the_baseline_of_gradient_follows_slowly_up_and_quickly_down() -> None:
     gradient = Gradient(long_window=600, probe_every=10**6)
     gradient.rounds = 0
@@ -70,6 +82,18 @@ def test_vegas_moves_by_the_queue_that_it_sees() -> None:
     assert vegas.update(1000, Sample(0.5, FULL)) == 1018
     assert vegas.update(10, Sample(0.5, 1, dropped=True)) == 9
     assert vegas.update(10, Sample(0, FULL)) == 16
+
+
+@pytest.mark.parametrize(
+    ("limit", "changes"),
+    [(16, [6, 6, 1, 0, 0, 0, 0, -1, -1]), (128, [12, 12, 12, 2, 2, 2, *[0] * 7, -2, -2])],
+)
+def test_the_bounds_of_vegas(limit: int, changes: list[int]) -> None:
+    """By the queue at the server; a step is 1 up to a limit of 99, then 2."""
+    for queue, change in enumerate(changes):
+        vegas = Vegas()
+        vegas.baseline = limit - queue
+        assert vegas.update(limit, Sample(limit, limit // 2)) == limit + change, queue
 
 
 @pytest.mark.parametrize("kind", [Gradient, Vegas])
@@ -139,6 +163,13 @@ def test_they_survive_a_restart(kind: Callable[[], LimitAlgorithm]) -> None:
     rounds(algorithm, 10, 5, Sample(2, FULL))
     fresh.load(json.loads(json.dumps(algorithm.dump())))
     assert vars(fresh) == vars(algorithm)
+
+
+def test_their_defaults() -> None:
+    gradient = Gradient()
+    assert (gradient.tolerance, gradient.queue, gradient.smoothing) == (1.5, 4, 0.2)
+    assert (gradient.long_window, gradient.backoff, gradient.probe_every) == (600, 0.9, 100)
+    assert (Vegas().probe_every, Aimd().backoff, Aimd().timeout) == (100, 0.9, None)
 
 
 def test_they_say_what_they_are() -> None:
