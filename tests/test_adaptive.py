@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from async_task_manager import Chain, NonRetryable, Task, TaskManager
+from async_task_manager.config.stages import make_strategy
 from async_task_manager.errors import InvalidType, InvalidValue, StrategyError
 from async_task_manager.strategies import (
     AdaptiveStrategy,
@@ -321,9 +322,11 @@ def test_it_changes_live() -> None:
     limit.max_limit = 50
     limit.min_limit = 20
     assert (limit.min_limit, limit.initial_limit, limit.limit()) == (20, 20, 20)
+    limit.min_limit = 1
+    limit.min_limit = 20
     limit.initial_limit = 30
     assert limit.limit("new") == 30
-    assert len(listener.heard) == 4
+    assert len(listener.heard) == 6
     with pytest.raises(InvalidValue, match=r"initial_limit .*at least 20 and at most 50, not 10"):
         limit.initial_limit = 10
     with pytest.raises(InvalidValue, match=r"min_limit .*at most 50, not 60"):
@@ -395,6 +398,24 @@ def test_under_load_it_goes_down_step_by_step_and_then_back() -> None:
     assert listener.heard.count("a") == limits.index(100) + 1
 
 
+def test_load_is_measured_while_something_runs_and_keys_at_rest_are_let_be() -> None:
+    limit = AdaptiveStrategy(initial_limit=10, resources=Resources(interval=3), key="host")
+    assert limit.sampling(0) is None
+    grants = [limit.acquire(key, 1, 0) for key in "aab"]
+    sampling = limit.sampling(0)
+    assert sampling is not None
+    assert sampling.interval == 3
+    end(limit, grants.pop())
+    limit.observe(Load(cpu=99.0), 1)
+    assert (limit.limit("a"), limit.limit("b")) == (1, 10)
+    for grant in grants:
+        end(limit, grant)
+    assert limit.sampling(2) is None
+    without = AdaptiveStrategy()
+    without.acquire(None, 1, 0)
+    assert without.sampling(0) is None
+
+
 def test_load_never_closes_it() -> None:
     limit = AdaptiveStrategy(initial_limit=10, min_limit=2, resources=Resources())
     for now in range(100):
@@ -411,6 +432,15 @@ def test_what_it_does_not_know_it_passes_over() -> None:
     limit.observe({"retry-after": 3}, 1)
     AdaptiveStrategy().observe(Load(cpu=100.0), 1)
     assert limit.limit() == 10
+
+
+def test_the_bounds_may_come_from_a_config_file() -> None:
+    limit = make_strategy({"strategy": "adaptive", "resources": {"cpu_percent": 50}})
+    assert isinstance(limit, AdaptiveStrategy)
+    assert limit.resources is not None
+    assert (limit.resources.cpu_percent, limit.resources.memory_percent) == (50, 90)
+    with pytest.raises(ValueError, match=r"adaptive.*cpu_percent .*not 500"):
+        make_strategy({"strategy": "adaptive", "resources": {"cpu_percent": 500}})
 
 
 async def test_the_manager_measures_while_something_runs() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -95,8 +95,8 @@ class AdaptiveStrategy(Limit):
         max_limit: It never rises above; at least ``min_limit``.
         algorithm: "gradient" (for most servers), "vegas" (keeps a shorter queue), "aimd" (for
             what refuses rather than slows down), or a `LimitAlgorithm`, copied for each key.
-        resources: `Resources` with the bounds for the load of this machine; needs psutil. None: it
-            isn't looked at.
+        resources: `Resources` with the bounds for the load of this machine, or a mapping of its
+            parameters; needs psutil. None: it isn't looked at.
         key: What splits the limit, a metadata name or a callable: each key has a limit of its own.
             None: one limit for all.
         is_failure: Which errors are a sign that it was too much: an exception class, a tuple of
@@ -118,12 +118,14 @@ class AdaptiveStrategy(Limit):
         min_limit: int = 1,
         max_limit: int = 1000,
         algorithm: str | LimitAlgorithm = "gradient",
-        resources: Resources | None = None,
+        resources: Resources | Mapping[str, Any] | None = None,
         key: KeySpec = None,
         is_failure: Failing = None,
     ) -> None:
         super().__init__(key=key)
-        if resources is not None and not isinstance(resources, Resources):
+        if isinstance(resources, Mapping):
+            resources = Resources(**resources)
+        elif resources is not None and not isinstance(resources, Resources):
             raise InvalidType(f"resources must be Resources or None, not {resources!r}")
         if not isinstance(algorithm, LimitAlgorithm):
             algorithm = ALGORITHMS[one_of("algorithm", algorithm, tuple(ALGORITHMS))]()
