@@ -360,6 +360,22 @@ def test_a_copy_and_a_dump_keep_the_pauses() -> None:
         assert other.usage("c", 1.0) == Usage(0, 1)
 
 
+async def test_whoever_asks_why_is_told() -> None:
+    async def work() -> None:
+        raise RateLimited(retry_after=5)
+
+    async with TaskManager(CooldownStrategy(key="host")) as manager:
+        first = manager.add_task(work, {"host": "a.example"})
+        await asyncio.sleep(1)
+        assert isinstance(first.exception(), RateLimited)
+        second = manager.add_task(asyncio.Event().wait, {"host": "a.example"})
+        words = str(manager.explain(second))
+        assert "host 'a.example' was told to slow down, next at" in words
+        second.cancel()
+    limit = CooldownStrategy(key=None)
+    assert limit.tell(limit.usage(None, 1.0)) == "is not paused"
+
+
 def test_it_says_what_it_is() -> None:
     limit = CooldownStrategy(key="host")
     assert repr(limit) == "CooldownStrategy(key='host')"

@@ -148,5 +148,9 @@ class CooldownStrategy(Limit):
         """In words: "pauses when told to, for each host"."""
         return f"pauses when told to{per_key(self)}"
 
+    def tell(self, usage: Usage) -> str:
+        """In words: "was told to slow down"."""
+        return "was told to slow down" if usage.used else "is not paused"
+
     def __repr__(self) -> str:
         return call(self, default_seconds=self._default if self._default != 1.0 else None)
