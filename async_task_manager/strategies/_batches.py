@@ -350,26 +350,13 @@ class Batches:
 
     # ---- batches start and end --------------------------------------------------------------
 
-    def begin(self, batch: Batch, now: float) -> int:
-        """The batch is handed out to be run, and its members with it; gives their number."""
+    def begin(self, batch: Batch) -> None:
+        """The batch is handed out to be run, and its members with it."""
         self.calls += 1
-        chain = self.chain
         assert batch._run is not None
         for member in batch.members:
             member._enter(None)  # permits are the call's
             member._progress().provider = batch._run.provider
-        others = range(len(batch.members) - 1)  # for one of them the dispatch has done it
-        for order, group in chain.groups_of(batch):
-            for _ in others:
-                order.leave(group, now)
-        for router, pin in chain.pins(batch):
-            for _ in others:
-                router.leave(pin)
-        if chain.groupings:
-            assert isinstance(chain.dispatch, Dispatch)
-            assert batch._lane is not None
-            chain.dispatch.regroup(batch._lane, now)
-        return len(batch.members)
 
     def left(self, task: Task[Any]) -> bool:
         """The task, which runs, ends in whatever way; False if it runs in no batch."""

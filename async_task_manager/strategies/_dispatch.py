@@ -412,20 +412,16 @@ class Dispatch:
             self.chain.undo(task, self.taken(grants), error, now)
         run = task._enter(grants)
         if self.routed:
-            for gate, key in zip(self.gates, lane.keys, strict=True):
+            for gate in self.gates:
                 if isinstance(gate, RouterGate):
                     branch, others = way[gate.index]
                     gate.router.took(branch, others, now)
-                    gate.router.leave(key[0])
                     run.provider = branch.name
         lane.pop()
         self.leave(lane)
         lane.kept = None
         lane.moves = 0
         self.look_anew(lane, now)
-        for (_, order), group in zip(self.group_orders, lane.groups, strict=True):
-            order.leave(group, now)
-        self.regroup(lane, now)
 
     def taken(self, grants: list[Any]) -> Iterator[tuple[Limit, Any]]:
         """The limits that have given a grant, where others have not yet."""

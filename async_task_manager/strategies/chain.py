@@ -243,14 +243,32 @@ class Chain(Outcomes, BaseStrategy):
                 task = self.dispatch.pull(now)
             else:
                 task = self._pull_foreign(self.foreign, now)
+            if task is not None:
+                self._handed_out(task, now)
         except (StrategyError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a CancelledError, too: it would pass for one of the loop
             raise self.blame(error) from error
-        if task is not None:
-            self.queued -= self.batches.begin(task, now) if type(task) is Batch else 1  # type: ignore[union-attr]  # who made it
-            self.running += 1
         return task
+
+    def _handed_out(self, task: Task[Any], now: float) -> None:
+        """The task leaves the queue to be run: of a batch, all its members do."""
+        self.running += 1
+        parts: Iterable[Task[Any]] = (task,)
+        if self.batches is not None and isinstance(task, Batch):
+            self.batches.begin(task)
+            parts = task.members
+            self.queued += 1 - len(task.members)
+        self.queued -= 1
+        if self._visited:
+            for part in parts:
+                for order, group in self.groups_of(part):
+                    order.leave(group, now)
+                for router, pin in self.pins(part):
+                    router.leave(pin)
+            if self.groupings:
+                assert isinstance(self.dispatch, Dispatch) and task._lane is not None
+                self.dispatch.regroup(task._lane, now)
 
     def _collect(self, now: float) -> None:
         for source in self.sources:
