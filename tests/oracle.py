@@ -25,6 +25,13 @@ are asked for when the head changes, after each acquire, settle and release in t
 of a limit in one, unparks the lanes at the nodes of that router; branches that come or go
 make all lanes anew.
 
+Items wait in an open batch first: that of those that share bulk key, keys and groups. It closes at
+once when it is full or when a limit refuses what they cost together with the next; at the first
+pull at which its oldest has waited long enough, if there are enough of them, or else as soon as
+there are. Closed, it stands in the lane as one entry, with the best rank, the first arrival and
+the sum of the costs; at the first pull after one of them has left or has another rank, it takes
+its place anew. What was tried before is a batch of its own.
+
 Held tasks join their lane at the first pull at which their instants have come, expired ones leave
 the queue at the first pull at which theirs have. A failed task that is to run again keeps rank,
 arrival and bounds.
@@ -48,6 +55,7 @@ from async_task_manager.strategies.base import (
     ALL,
     BaseStrategy,
     Branch,
+    Collector,
     Feedback,
     GroupOrder,
     Hold,
@@ -89,6 +97,36 @@ class Entry:
     grants: list[tuple[Limit, Any, Hashable]] = field(default_factory=list)
     taken: list[tuple[Router, Branch]] = field(default_factory=list)
     provider: str | None = None
+    bulk: tuple[Hashable] | None = None
+    """Its bulk key, if it is an item."""
+    batch: Batch | None = None
+    bound: int = 0
+    held: int = 0
+    """Where it stands among those that expire, or are held until, the same instant."""
+
+
+@dataclass(eq=False)
+class Batch(Entry):
+    """Items that wait, and run, as one."""
+
+    members: dict[Entry, float] = field(default_factory=dict)
+    """With the instants at which they came."""
+    enough: float = inf
+    """Once it has so many, it closes."""
+
+    def fold(self) -> None:
+        first, *_ = self.members
+        self.arrival = min(one.arrival for one in self.members)
+        self.rank = min(one.rank for one in self.members)
+        self.keys, self.groups = first.keys, first.groups
+        said = [one.task.metadata for one in self.members]
+        common = {
+            name: value
+            for name, value in said[0].items()
+            if all(name in other and other[name] == value for other in said)
+        }
+        self.task.metadata.clear()
+        self.task.metadata.update(common)
 
 
 @dataclass(eq=False)
@@ -113,6 +151,11 @@ class Oracle:
         self.stages = stages
         self.orders = [stage for stage in stages if isinstance(stage, Order)]
         self.gates = [stage for stage in stages if isinstance(stage, Limit | Router)]
+        collectors = [stage for stage in stages if isinstance(stage, Collector)]
+        self.collector = collectors[0] if collectors else None
+        self.open: list[Batch] = []
+        self.thinned: list[Batch] = []
+        self.holds = 0
         self.entries: dict[Task[Any], Entry] = {}
         self.lanes: list[Lane] = []
         self.out: list[tuple[Task[Any], Exception]] = []
@@ -156,6 +199,10 @@ class Oracle:
             entry.closes.append((now + options.queue_timeout, QueueTimeout))
         if options is not None and options.deadline is not None:
             entry.closes.append((options.deadline, DeadlineExceeded))
+        if self.collector is not None and self.collector.collects(task):
+            entry.bulk = (self.collector.key_of(task),)
+        self.holds += 2
+        entry.bound, entry.held = self.holds, self.holds + 1
         self.arrivals += 1
         entry.arrival = self.arrivals
         self.entries[task] = entry
@@ -222,9 +269,142 @@ class Oracle:
             self.offset is not None and entry.opens_wall - self.offset <= now
         )
         if entry.opens <= now and wall:
-            self.join(entry, now)
+            entry.state = "waiting"
+            if entry.bulk is None:
+                self.join(entry, now)
+            elif entry.task.attempt:
+                self.join(self.batch_of([entry]), now)
+            else:
+                self.fill(entry, now, now)
         else:
             entry.state = "held"
+
+    # ---- batches ----------------------------------------------------------------------------
+
+    def batch_of(self, members: list[Entry]) -> Batch:
+        batch = Batch(Task(members[0].task._work, {}), 0, (), [], [], [])  # type: ignore[arg-type]  # it waits
+        run = members[0].task._run
+        if run is not None:
+            batch.task._progress().failed_at = run.failed_at
+        for member in members:
+            self.put(batch, member, self.now)
+        return batch
+
+    def put(self, batch: Batch, entry: Entry, since: float) -> bool:
+        """Adds the entry, unless a limit refuses them together."""
+        costs = self.together([*batch.members, entry])
+        if batch.members:
+            try:
+                self.check(entry, costs)
+            except TaskManagerError:
+                return False
+        batch.members[entry] = since
+        entry.batch = batch
+        batch.costs = costs
+        batch.fold()
+        return True
+
+    def together(self, members: list[Entry]) -> list[Any]:
+        costs: list[Any] = []
+        for i, gate in enumerate(self.gates):
+            parts = [member.costs[i] for member in members]
+            if isinstance(gate, Limit):
+                costs.append(total(gate, parts))
+            else:
+                costs.append(
+                    {
+                        branch: tuple(
+                            total(limit, [part[branch][j] for part in parts])
+                            for j, limit in enumerate(branch.limits)
+                        )
+                        for branch in parts[0]
+                    }
+                )
+        return costs
+
+    def check(self, entry: Entry, costs: list[Any]) -> None:
+        for gate, key, cost in zip(self.gates, entry.keys, costs, strict=True):
+            if isinstance(gate, Limit):
+                if counts(gate):
+                    continue
+                gate.check(key, cost)
+                continue
+            for branch, keys in key[1].items():
+                for limit, inner, part in zip(branch.limits, keys, cost[branch], strict=True):
+                    if not counts(limit):
+                        limit.check(inner, part)
+
+    def fill(self, entry: Entry, now: float, since: float) -> None:
+        assert self.collector is not None
+        for batch in self.open:
+            first = next(iter(batch.members))
+            if (first.bulk, first.keys, first.groups) == (entry.bulk, entry.keys, entry.groups):
+                if self.put(batch, entry, since):
+                    break
+                self.shut(batch, now)
+        if entry.batch is None:
+            batch = self.batch_of([entry])
+            batch.members[entry] = since
+            self.open.append(batch)
+        assert entry.batch is not None
+        if len(entry.batch.members) >= min(entry.batch.enough, self.collector.max_size):
+            self.shut(entry.batch, now)
+
+    def shut(self, batch: Batch, now: float) -> None:
+        self.open.remove(batch)
+        self.join(batch, now)
+
+    def thin(self, batch: Batch) -> None:
+        """It lost a member, or one has another rank."""
+        if not batch.members:
+            if batch in self.open:
+                self.open.remove(batch)
+            self.remove(batch, self.now)
+        elif batch in self.open:
+            batch.enough = inf
+            batch.costs = self.together(list(batch.members))
+            batch.fold()
+        elif batch not in self.thinned:
+            self.thinned.append(batch)
+
+    def turn_batches(self, now: float) -> None:
+        for batch in self.thinned:
+            self.remove(batch, now)
+            if batch.members:
+                batch.costs = self.together(list(batch.members))
+                batch.fold()
+                self.join(batch, now)
+        self.thinned = []
+        for batch in list(self.open):
+            assert self.collector is not None
+            oldest = next(iter(batch.members.values()))
+            if len(batch.members) >= self.collector.max_size:
+                self.shut(batch, now)
+                continue
+            if batch.enough == inf and oldest + self.collector.max_wait <= now:
+                batch.enough = self.collector.min_size
+                if len(batch.members) >= batch.enough:
+                    self.shut(batch, now)
+
+    def gather(self, entries: list[Entry], now: float) -> None:
+        """Batches of what has waited, as few as may be."""
+        assert self.collector is not None
+        batches: list[Batch] = []
+        for entry in entries:
+            if entry.task.attempt:
+                self.join(self.batch_of([entry]), now)
+                continue
+            like = [
+                batch
+                for batch in batches
+                for first in [next(iter(batch.members))]
+                if (first.bulk, first.keys, first.groups) == (entry.bulk, entry.keys, entry.groups)
+            ]
+            full = like and len(like[-1].members) >= self.collector.max_size
+            if not like or full or not self.put(like[-1], entry, now):
+                batches.append(self.batch_of([entry]))
+        for batch in batches:
+            self.join(batch, now)
 
     # ---- lanes ------------------------------------------------------------------------------
 
@@ -295,17 +475,26 @@ class Oracle:
                 return None
 
     def turn(self, now: float) -> None:
-        for entry in list(self.entries.values()):
+        # What is due by the wall clock comes last; else one after the other, as they come due.
+        due: list[tuple[bool, float, int, Entry, type[Exception] | None]] = []
+        for entry in self.entries.values():
             if entry.state in ("held", "waiting"):
-                passed = [
-                    (instant, error) for instant, error in self.bounds(entry) if instant <= now
-                ]
-                if passed:
-                    error = min(passed, key=lambda bound: bound[0])[1]
-                    self.dismiss(entry, "expired", error("too late"))
-        for entry in list(self.entries.values()):
+                for bound, error in entry.closes:
+                    by_wall = isinstance(bound, WallTime)
+                    instant = bound - (self.offset or 0.0) if by_wall else bound
+                    if instant <= now and not (by_wall and self.offset is None):
+                        due.append((by_wall, instant, entry.bound, entry, error))
             if entry.state == "held":
+                by_wall = entry.opens_wall > -inf
+                due.append(
+                    (by_wall, entry.opens_wall if by_wall else entry.opens, entry.held, entry, None)
+                )
+        for *_, entry, late in sorted(due, key=lambda event: event[:3]):
+            if entry.state == "held" and late is None:
                 self.join_if_due(entry, now)
+            elif late is not None and entry.state in ("held", "waiting"):
+                self.dismiss(entry, "expired", late("too late"))
+        self.turn_batches(now)
 
     def bounds(self, entry: Entry) -> Iterator[tuple[float, type[Exception]]]:
         for instant, error in entry.closes:
@@ -315,11 +504,31 @@ class Oracle:
                 yield instant - self.offset, error
 
     def dismiss(self, entry: Entry, state: str, error: Exception | None) -> None:
+        if isinstance(entry, Batch):
+            self.refuse(entry, error)
+            return
         self.farewell(entry, self.now)
-        self.remove(entry, self.now)
+        if entry.batch is not None:
+            batch, entry.batch = entry.batch, None
+            del batch.members[entry]
+            self.thin(batch)
+        else:
+            self.remove(entry, self.now)
         entry.state = state
         if error is not None:
             self.out.append((entry.task, error))
+
+    def refuse(self, batch: Batch, error: Exception | None) -> None:
+        """A limit refused the batch for good: its members, unless each may fit by itself."""
+        self.remove(batch, self.now)
+        members = list(batch.members)
+        batch.members.clear()
+        for member in members:
+            member.batch = None
+            if len(members) > 1 and isinstance(error, TaskTooLarge):
+                self.join(self.batch_of([member]), self.now)
+            else:
+                self.dismiss(member, "rejected", error)
 
     def step(self, lane: Lane, now: float) -> Task[Any] | None:
         """Asks every limit about the head of the lane: it starts, is parked, or is rejected."""
@@ -463,13 +672,21 @@ class Oracle:
         head.state = "running"
         lane.moves = 0
         lane.kept = []
-        self.farewell(head, now)
+        if isinstance(head, Batch):
+            self.entries[head.task] = head
+            for member in head.members:
+                member.task._enter([])
+                member.task._progress().provider = head.provider
+                member.state = "running"
+                self.farewell(member, now)
+        else:
+            self.farewell(head, now)
         self.remove(head, now)
         self.regroup(head.groups, now)
 
     def next_wake(self, now: float) -> float:
         """The first instant at which a pull may do anything, if nothing happens until then."""
-        if any(not lane.nodes for lane in self.lanes):
+        if any(not lane.nodes for lane in self.lanes) or self.thinned:
             return now
         instants = [
             self.instant(node, lane, now)
@@ -477,6 +694,12 @@ class Oracle:
             for node in lane.nodes
             if not self.blocked(node, lane)
         ]
+        for batch in self.open:
+            assert self.collector is not None
+            if len(batch.members) >= self.collector.max_size:
+                return now
+            if batch.enough == inf:
+                instants.append(next(iter(batch.members.values())) + self.collector.max_wait)
         for entry in self.entries.values():
             if entry.state in ("held", "waiting"):
                 instants += [instant for instant, _ in self.bounds(entry)]
@@ -508,7 +731,17 @@ class Oracle:
             if outcome.kind == "failure":
                 run.failed_at = (*(run.failed_at or ()), branch.name)
         entry.taken = []
-        self.regroup(entry.groups, now)
+        if isinstance(entry, Batch):
+            entry.state = outcome.kind
+            self.regroup(entry.groups, now)
+            return False
+        if entry.batch is not None:
+            del entry.batch.members[entry]
+            entry.batch = None
+            if outcome.kind == "failure" and run.provider is not None:
+                run.failed_at = (*(run.failed_at or ()), run.provider)
+        else:
+            self.regroup(entry.groups, now)
         answers = [
             stage.review(task, outcome, now) for stage in self.stages if isinstance(stage, Feedback)
         ]
@@ -524,6 +757,8 @@ class Oracle:
         if any(instant <= again for instant, _ in self.bounds(entry)):
             return False
         entry.task._tried(outcome.error)
+        self.holds += 2
+        entry.bound, entry.held = self.holds, self.holds + 1
         entry.state = "held"
         self.greet(entry, now, again=True)
         if self.plan_again(entry):
@@ -547,7 +782,10 @@ class Oracle:
         for estimator in learned:
             assert estimator.unit is not None
             value = actual[estimator.unit] if isinstance(actual, dict) else actual
-            estimator.settled(task, value)
+            if isinstance(entry, Batch):
+                estimator.settled_together([member.task for member in entry.members], value)
+            else:
+                estimator.settled(task, value)
 
     def observe(self, task: Task[Any], sample: Any, now: float) -> None:
         self.now = now
@@ -565,6 +803,8 @@ class Oracle:
         self.now = now
         entry = self.entries[task]
         entry.rank = ranks
+        if entry.batch is not None and entry.state == "waiting":
+            self.thin(entry.batch)
         for lane in self.lanes:
             if entry in lane.entries:
                 if lane.head is entry:
@@ -592,6 +832,9 @@ class Oracle:
                 self.rerank(task, tuple(ranks), now)
 
     def policy_changed(self, policy: Role, key: Hashable) -> None:
+        if policy is self.collector:
+            for batch in self.open:
+                batch.enough = inf
         if isinstance(policy, GroupOrder):
             for lane in self.lanes:
                 assert lane.head is not None
@@ -607,12 +850,39 @@ class Oracle:
 
     def policy_restructured(self, policy: Role) -> None:
         self.listen()
+        in_line = sorted(
+            (entry for lane in self.lanes for entry in lane.entries), key=lambda e: e.arrival
+        )
         self.lanes = []
+        closed = [one for batch in in_line if isinstance(batch, Batch) for one in batch.members]
+        opened = [came for batch in self.open for came in batch.members.items()]
+        self.open, self.thinned = [], []
+        for entry in [*closed, *(one for one, _ in opened)]:
+            assert entry.batch is not None
+            entry.batch.members.clear()
+            entry.batch = None
         for entry in self.entries.values():
-            if entry.state in ("held", "waiting") and self.plan_again(entry):
-                if entry.state == "waiting":
+            if entry.state in ("held", "waiting") and not isinstance(entry, Batch):
+                if self.plan_again(entry) and entry.state == "waiting" and entry.bulk is None:
                     self.join(entry, self.now)
+        if self.collector is not None:
+            self.gather([entry for entry in closed if entry.state == "waiting"], self.now)
+        for entry, since in sorted(opened, key=lambda came: (came[1], came[0].arrival)):
+            if entry.state == "waiting":
+                if entry.task.attempt:
+                    self.join(self.batch_of([entry]), self.now)
+                else:
+                    self.fill(entry, self.now, since)
 
 
 def until(error: TaskRejected) -> float:
     return inf if error.until is None else error.until
+
+
+def counts(limit: Limit) -> bool:
+    """Whether it counts tasks: a batch is one."""
+    return limit.cost is None and type(limit).cost_of is Limit.cost_of
+
+
+def total(limit: Limit, parts: list[Any]) -> Any:
+    return parts[0] if counts(limit) else sum(parts)

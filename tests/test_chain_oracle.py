@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -30,6 +30,7 @@ from async_task_manager.errors import (
     TaskRejected,
 )
 from async_task_manager.strategies import _dispatch, _intake, _lanes, _single_lane
+from async_task_manager.strategies._batches import Batch
 from async_task_manager.strategies._routing import KEYS
 from async_task_manager.strategies.adaptive import AdaptiveStrategy
 from async_task_manager.strategies.backoff import exponential, fixed
@@ -43,6 +44,7 @@ from async_task_manager.strategies.base import (
     Usage,
     WallTime,
 )
+from async_task_manager.strategies.bulk import BulkStrategy, Item
 from async_task_manager.strategies.chain import Chain
 from async_task_manager.strategies.circuit_breaker import CircuitBreakerStrategy
 from async_task_manager.strategies.concurrent_limit import ConcurrentLimitStrategy
@@ -265,7 +267,7 @@ def provider(rng: random.Random, name: str) -> Provider:
 
 def last_first(task: Task, providers: Sequence[Provider]) -> list[Provider]:
     """A policy as somebody might write it."""
-    return list(providers)[: -1 - task.metadata["number"] % 2 : -1]
+    return list(providers)[: -1 - (task.metadata.get("user") == "a") : -1]
 
 
 def router(rng: random.Random) -> ProviderRouterStrategy:
@@ -342,13 +344,34 @@ def error(rng: random.Random) -> Exception:
     )
 
 
+async def no_call(values: list[Any]) -> list[Any]:
+    raise AssertionError(values)
+
+
+def bulk(rng: random.Random) -> BulkStrategy:
+    most = rng.choice([1, 2, 3, 5])
+    return BulkStrategy(
+        no_call,
+        max_size=most,
+        max_wait=rng.choice([0, GRID, 1, 1.3]),
+        min_size=rng.randint(1, min(2, most)),
+        key=rng.choice([None, None, "user"]),
+    )
+
+
 class World:
     """One of the two: a machine, its strategies, and its tasks by number."""
 
-    def __init__(self, machine: Callable[..., Any], seed: str) -> None:
-        self.stages = stages(random.Random(seed))
+    def __init__(self, machine: Callable[..., Any], seed: str, batches: bool) -> None:
+        rng = random.Random(seed)
+        self.stages = stages(rng)
+        if batches:
+            self.stages.insert(rng.randint(0, len(self.stages)), bulk(rng))
         self.machine = machine(*self.stages)
         self.tasks: dict[int, Task[Any]] = {}
+        self.running: dict[int, Task[Any]] = {}
+        """By the order of the attempt: what the machine gave, perhaps a batch."""
+        self.started: Task[Any] | None = None
 
     @property
     def routers(self) -> list[ProviderRouterStrategy]:
@@ -366,6 +389,16 @@ class World:
     def add(self, number: int, now: float) -> None:
         self.machine.add(self.tasks[number], now)
 
+    def numbers(self, task: Task[Any]) -> list[int]:
+        """Of the task, or of the tasks of a batch."""
+        members: Iterable[Task[Any]] = [task]
+        if isinstance(task, Batch):
+            members = task.members
+        elif self.machine.__class__ is Oracle:
+            entry = self.machine.entries[task]
+            members = [member.task for member in getattr(entry, "members", [entry])]
+        return [member.metadata["number"] for member in members]
+
     def gone(self) -> list[tuple[int, str]]:
         """What was expired or rejected since the last call."""
         found = []
@@ -382,6 +415,9 @@ class Attempt:
     """What the life itself saw of one attempt, to judge the limits by."""
 
     number: int
+    """Of the task, or of the first one of a batch."""
+    members: list[int]
+    """The numbers of a batch's tasks that have not ended; none, if it is none."""
     acquired: float
     order: int
     costs: dict[int, tuple[Hashable, float]]
@@ -399,10 +435,13 @@ Event: TypeAlias = Callable[[], None]
 class Life:
     """Drives both worlds through the same events, and compares them after every pull."""
 
+    batches = False
+    """Whether some of the tasks are items of a `BulkStrategy`."""
+
     def __init__(self, seed: int, events: int = 30) -> None:
         self.rng = random.Random(seed)
-        self.chain = World(Chain, f"stages {seed}")
-        self.oracle = World(Oracle, f"stages {seed}")
+        self.chain = World(Chain, f"stages {seed}", self.batches)
+        self.oracle = World(Oracle, f"stages {seed}", self.batches)
         self.now = 0.0
         self.events = events
         self.agenda: list[tuple[float, int, Event]] = []
@@ -422,8 +461,10 @@ class Life:
         for number in made:
             metadata = self.metadata(number)
             options = self.options()
+            item = self.batches and self.rng.random() < 0.7
             for world in (self.chain, self.oracle):
-                task = world.tasks[number] = Task(nothing, dict(metadata))
+                work = Item(number) if item else nothing
+                task = world.tasks[number] = Task(work, dict(metadata))
                 if options is not None:
                     task._options = Options(*options)
 
@@ -495,7 +536,10 @@ class Life:
                 else:
                     raise AssertionError("it never finishes")
                 provider = task.provider if task is not None else None
-            return (task.metadata["number"], provider) if task is not None else None
+            if task is None:
+                return None
+            world.started = task
+            return world.numbers(task), provider
 
         wake = self.chain.machine.next_wake(self.now)
         started = self.both(start)
@@ -503,9 +547,8 @@ class Life:
             assert wake <= self.now, f"it would have slept until {wake}"
         if started is None:
             return False
-        number = started[0]
-        task = self.chain.tasks[number]
-        assert number not in self.running
+        numbers = started[0]
+        tasks = [self.chain.tasks[number] for number in numbers]
         costs = {}
         places = [
             *(stage for stage in self.chain.stages if isinstance(stage, Limit)),
@@ -517,10 +560,15 @@ class Life:
             ),
         ]
         for limit in places:
-            costs[id(limit)] = limit.key_of(task), limit.cost_of(task)
-        attempt = Attempt(number, self.now, next(self.orders), costs)
+            each = [limit.cost_of(task) for task in tasks]
+            costs[id(limit)] = limit.key_of(tasks[0]), oracle.total(limit, each)
+        members = numbers if tasks[0]._work is not nothing else []
+        attempt = Attempt(numbers[0], members, self.now, next(self.orders), costs)
         self.attempts.append(attempt)
-        self.running[number] = attempt
+        self.running[attempt.order] = attempt
+        for world in (self.chain, self.oracle):
+            assert world.started is not None
+            world.running[attempt.order] = world.started
         self.plan(attempt)
         return True
 
@@ -544,28 +592,42 @@ class Life:
             attempt.began, attempt.began_order = self.now, next(self.orders)
             machine = self.chain.machine
             wake = machine.next_wake(self.now)
-            if not machine.begun(self.chain.tasks[attempt.number], self.now):
+            if not machine.begun(self.chain.running[attempt.order], self.now):
                 assert machine.next_wake(self.now) == wake, "nobody would wake"
-            self.oracle.machine.begun(self.oracle.tasks[attempt.number], self.now)
+            self.oracle.machine.begun(self.oracle.running[attempt.order], self.now)
 
     def finish(self, attempt: Attempt, kind: Any) -> None:
         if not attempt.alive:
             return
         attempt.alive = False
         attempt.ended, attempt.ended_order = self.now, next(self.orders)
-        del self.running[attempt.number]
+        del self.running[attempt.order]
         outcome = Outcome(
             kind, attempt.began, self.now, error(self.rng) if kind == "failure" else None
         )
         if self.rng.random() < 0.2:
             outcome.cost = self.actual()
         again = self.both(
-            lambda world: world.machine.finish(world.tasks[attempt.number], outcome, self.now)
+            lambda world: world.machine.finish(world.running.pop(attempt.order), outcome, self.now)
         )
-        if not again:
+        if not again and self.chain.tasks[attempt.number]._work is nothing:
             self.chain.tasks[attempt.number]._end("succeeded", None)
             self.end(attempt.number)
+        for number in tuple(attempt.members):
+            part = kind if kind != "success" else self.rng.choice(["success", "failure"])
+            self.finish_member(attempt, number, part)
         self.clear_out()
+
+    def finish_member(self, attempt: Attempt, number: int, kind: Any) -> None:
+        """One of a batch ends: with the call, or alone."""
+        attempt.members.remove(number)
+        wrong = error(self.rng) if kind == "failure" else None
+        outcome = Outcome(kind, attempt.began, self.now, wrong)
+        if not self.both(
+            lambda world: world.machine.finish(world.tasks[number], outcome, self.now)
+        ):
+            self.chain.tasks[number]._end("succeeded", None)
+            self.end(number)
 
     # ---- events -----------------------------------------------------------------------------
 
@@ -608,13 +670,19 @@ class Life:
         """Of something that runs, perhaps before its first instruction."""
         if self.running:
             attempt = self.running[self.rng.choice(sorted(self.running))]
-            self.finish(attempt, self.rng.choice(["cancelled", "failure"]))
+            kind = self.rng.choice(["cancelled", "failure"])
+            if attempt.members and self.rng.random() < 0.7:
+                self.finish_member(attempt, self.rng.choice(attempt.members), kind)
+                if not attempt.members:
+                    self.finish(attempt, "cancelled")
+            else:
+                self.finish(attempt, kind)
 
     def settle(self) -> None:
         if self.running:
-            number = self.rng.choice(sorted(self.running))
+            order = self.rng.choice(sorted(self.running))
             actual = self.actual()
-            self.both(lambda world: world.machine.settle(world.tasks[number], actual, self.now))
+            self.both(lambda world: world.machine.settle(world.running[order], actual, self.now))
 
     def actual(self) -> float | dict[str, float]:
         """What an attempt really consumed."""
@@ -626,7 +694,7 @@ class Life:
         """A response with headers, to something that runs."""
         rng = self.rng
         if self.running:
-            number = rng.choice(sorted(self.running))
+            order = rng.choice(sorted(self.running))
             sample = {
                 "Date": format_datetime(datetime.fromtimestamp(int(EPOCH + self.now), UTC), True),
                 "X-RateLimit-Remaining": str(rng.choice([0, 1, 3])),
@@ -636,12 +704,16 @@ class Life:
                 sample["X-RateLimit-Reset"] = str(rng.choice([0, 1, 2, 0.5]))
             if rng.random() < 0.3:
                 sample["Retry-After"] = str(rng.choice([0, 1, 2, 0.5]))
-            self.both(lambda world: world.machine.observe(world.tasks[number], sample, self.now))
+            self.both(lambda world: world.machine.observe(world.running[order], sample, self.now))
 
     def change(self) -> None:
         """Live changes: of parameters, of providers, of groups, of the wall clock."""
         rng = self.rng
         acts: list[Callable[[World], Any]] = []
+        for i, stage in enumerate(self.chain.stages):
+            if isinstance(stage, BulkStrategy):
+                name, value = rng.choice([("max_size", 2), ("max_size", 4), ("max_wait", GRID)])
+                acts += [partial(self.set_bulk, i=i, name=name, value=value)] * 2
         for i, limit in enumerate(self.chain.limits()):
             for name, values in LIVE.items():
                 if hasattr(limit, name):
@@ -658,6 +730,9 @@ class Life:
         if acts:
             self.both(rng.choice(acts))
             self.clear_out()
+
+    def set_bulk(self, world: World, i: int, name: str, value: Any) -> None:
+        setattr(world.stages[i], name, value)
 
     def set(self, world: World, i: int, name: str, value: Any) -> None:
         limit = world.limits()[i]
@@ -863,12 +938,18 @@ CHUNKS = 8
 LIVES = 3_000
 
 
-def lives(seeds: range) -> None:
+def lives(seeds: range, kind: type[Life] = Life) -> None:
     for seed in seeds:
         try:
-            Life(seed, 12 + seed % 30).live()
+            kind(seed, 12 + seed % 30).live()
         except Exception as error:
             raise AssertionError(f"life {seed}: {error!r}") from error
+
+
+class BatchedLife(Life):
+    """In which items share calls, leave them, and are tried again."""
+
+    batches = True
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
@@ -880,3 +961,8 @@ def test_random_lives(chunk: int) -> None:
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_many_more_random_lives(chunk: int) -> None:
     lives(range(LIVES + chunk, 40 * LIVES, CHUNKS))
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_random_lives_with_batches(chunk: int) -> None:
+    lives(range(chunk, LIVES // 2, CHUNKS), BatchedLife)

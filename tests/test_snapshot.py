@@ -20,6 +20,7 @@ from async_task_manager.strategies import (
     SlidingWindowStrategy,
     Usage,
 )
+from async_task_manager.strategies._batches import Batch
 from async_task_manager.strategies._reasons import Waiting
 from async_task_manager.strategies._snapshot import snapshot_of
 from async_task_manager.task import Outcome
@@ -56,7 +57,8 @@ class CopiedLife(Life):
 
     def swap(self) -> None:
         world = self.chain
-        running = [world.tasks[number] for number in self.running]
+        running = list(world.running.values())
+        running += [one for task in running if isinstance(task, Batch) for one in task.members]
         before = state_of(world.machine)
         twin, ghosts = snapshot_of(world.machine, running)
         assert state_of(twin) == before
@@ -65,6 +67,7 @@ class CopiedLife(Life):
         self.left.append((world.machine, before))
         world.machine, world.stages = twin, list(twin.stages)
         world.tasks = {number: ghosts.get(task, task) for number, task in world.tasks.items()}
+        world.running = {order: ghosts[task] for order, task in world.running.items()}
         self.swaps += 1
 
     def judge(self) -> None:
@@ -73,10 +76,15 @@ class CopiedLife(Life):
             assert state_of(chain) == before
 
 
-def test_a_snapshot_goes_on_as_the_original() -> None:
+class CopiedLifeWithBatches(CopiedLife):
+    batches = True
+
+
+@pytest.mark.parametrize("kind", [CopiedLife, CopiedLifeWithBatches])
+def test_a_snapshot_goes_on_as_the_original(kind: type[CopiedLife]) -> None:
     swaps = 0
     for seed in range(250):
-        life = CopiedLife(seed, 12 + seed % 30)
+        life = kind(seed, 12 + seed % 30)
         try:
             life.live()
         except Exception as error:

@@ -195,6 +195,9 @@ class Batches:
         batches: dict[Hashable, Batch] = {}
         closed: list[Batch] = []
         for task in tasks:
+            if task.attempt:
+                closed.append(self.alone(task, now))
+                continue
             place = self._place(task)
             batch = batches.get(place)
             if (
@@ -336,6 +339,7 @@ class Batches:
             self.chain.take_out(batch, "cancelled", now)
             since = next(iter(batch.members.values()))
             old, batch = batch, Batch(self.collector, batch.place, next(iter(batch.members)), since)
+            batch._run = old._run
             batch.members.update(old.members)
             self.of.update(dict.fromkeys(batch.members, batch))
         first, *others = batch.members
