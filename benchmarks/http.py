@@ -98,8 +98,8 @@ def http(quick: bool) -> list[Row]:
         ratio = statistics.median(b / a for a, b in zip(loops, batches, strict=True))
         rows.append(Row("H", f"bare httpx loop, {CONCURRENCY} at once", loop, "/s"))
         rows.append(Row("H", "atm run, to the bare loop", ratio, bar=0.7, at_least=True))
-        periods = 4 if quick else 6
-        for amount, period in ((50, 2.0), (60, 5.0)):
+        periods = 4 if quick else 8
+        for amount, period in ((20, 5.0), (30, 10.0)):
             rows += _limited(amount, period, periods, folder)
     return rows
 

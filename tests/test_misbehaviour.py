@@ -182,3 +182,14 @@ async def test_own_names_of_headers() -> None:
             _, summary = await send(2, one)
         assert summary.all_succeeded
         assert (served[1] - served[0] >= 0.95) is pause
+
+
+async def test_headers_tell_of_a_limit_that_the_config_has_wrong() -> None:
+    rejected = {}
+    for believe in (True, False):
+        async with FakeProvider("a", limits=["10/1s"], latency=0.02) as a:
+            wrong = provider(a, limits=["40/1s"], max_concurrent=1, limit_headers=believe)
+            _, summary = await send(35, wrong)
+        assert summary.all_succeeded
+        rejected[believe] = a.stats.rejected
+    assert rejected[True] <= 1 < rejected[False]

@@ -22,6 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 from fake_provider import FakeProvider  # an example, not a package
 
+# A pseudo-terminal is made by a fork, of which newer Pythons warn where threads run.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+
 ATM = str(Path(sys.executable).with_name("atm"))
 DOWN, ENTER = "\x1b[B", "\r"
 
@@ -78,11 +81,11 @@ def test_the_wizard_asks_again_with_the_reason_simulates_and_saves(tmp_path: Pat
     with terminal(tmp_path, "wizard") as person:
         person.sees("What is the provider called?")
         person.types("my groq")
-        person.sees("must be 1 to 64 letters")
+        person.sees("letters, digits, dashes and dots, please, not 'my groq'")
         person.types("groq")
         person.sees("Its rates")
         person.types("30/parsec")
-        person.sees("a rate is written like")
+        person.sees("like 30/minute or 900 tokens/hour, not '30/parsec'")
         person.types("30/minute; 6000 tokens/minute")
         person.sees("Requests at once:")
         person.types("none")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 from pathlib import Path
 
-from async_task_manager.config import ConfigError, load_config
+from async_task_manager.config import ConfigError, FlowConfig, load_config
 from async_task_manager.config.example import example
 from async_task_manager.config.words import in_words
 
-__all__ = ["check_command", "init_command"]
+__all__ = ["check_command", "init_command", "print_words"]
 
 
 def init_command(file: Path, *, force: bool) -> int:
@@ -35,9 +37,16 @@ def check_command(file: Path) -> int:
         return 2
     count = len(config.providers)
     print(f"{file} is sound: {count} provider{'' if count == 1 else 's'}.\n")
-    for line in in_words(config):
-        print(line)
+    print_words(config)
     return 0
+
+
+def print_words(config: FlowConfig) -> None:
+    """What the config means, in lines as wide as the terminal, where there is one."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    for line in in_words(config):
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        print(textwrap.fill(line, width, subsequent_indent=indent) if width else line)
 
 
 def _refuse(message: str) -> int:

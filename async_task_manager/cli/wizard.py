@@ -10,6 +10,7 @@ from typing import Any
 
 from async_task_manager.cli import ask
 from async_task_manager.cli.desk import PRETEND, Desk
+from async_task_manager.cli.files import print_words
 from async_task_manager.config import (
     ConfigError,
     FlowConfig,
@@ -17,7 +18,6 @@ from async_task_manager.config import (
     build_chain,
     parse_config,
 )
-from async_task_manager.config.words import in_words
 from async_task_manager.rates import parse_rate
 
 __all__ = ["ask_config", "ask_provider", "example_simulation", "save", "wizard_command"]
@@ -30,13 +30,19 @@ async def ask_provider(taken: Iterable[str], number: int) -> ProviderConfig:
     def name(given: str) -> str:
         if given in known:
             raise ValueError(f"there is a provider {given!r} already")
-        _made({"name": given, "base_url": PRETEND})
+        try:
+            _made({"name": given, "base_url": PRETEND})
+        except ValueError:  # in fewer words: there is one line for them
+            raise ValueError(f"letters, digits, dashes and dots, please, not {given!r}") from None
         return given
 
     def rates(given: str) -> list[str]:
         found = [part.strip() for part in given.split(";") if part.strip()]
         for rate in found:
-            parse_rate(rate)
+            try:
+                parse_rate(rate)
+            except ValueError:
+                raise ValueError(f"like 30/minute or 900 tokens/hour, not {rate!r}") from None
         return found
 
     def address(given: str) -> str:
@@ -47,7 +53,7 @@ async def ask_provider(taken: Iterable[str], number: int) -> ProviderConfig:
         {
             "name": await ask.text("What is the provider called?", name, f"P{number}"),
             "limits": await ask.text(
-                "Its rates, with a semicolon between them, such as 30/minute; 6000 tokens/minute:",
+                "Its rates, such as 30/minute; 6000 tokens/minute:",
                 rates,
                 "30/minute",
             ),
@@ -120,8 +126,7 @@ async def wizard() -> None:
     """The questions, and what follows from them. Raises ask.Left."""
     config = await ask_config()
     print()
-    for line in in_words(config):
-        print(line)
+    print_words(config)
     print()
     requests = await ask.number("How many requests?", "100", at_least=1, whole=True)
     what = await ask.choose(

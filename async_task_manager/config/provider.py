@@ -90,9 +90,10 @@ class ProviderConfig(Strict):
     """How often and how soon what failed is tried again; false: never."""
     breaker: Any = Field(default_factory=dict)
     """When a provider that keeps failing is left alone, and for how long; false: never."""
-    limit_headers: Any = True
-    """Whether to believe what the headers of an answer say of its limits; or a table: the usual
-    name of a header, and what it is called here.
+    limit_headers: Any = False
+    """Whether the limits follow what the headers of answers say; or a table: the usual name of a
+    header, and what it is called here. Many name only the instant at which everything is free
+    again: to wait for it costs time that a window of the same size doesn't.
     """
 
     @field_validator("headers")
