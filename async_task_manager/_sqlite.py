@@ -237,6 +237,7 @@ class SqliteFile:
         """Raises for a file that is damaged or somebody else's, and changes nothing in it."""
         uri = f"{self.path.absolute().as_uri()}?mode=ro"
         with closing(sqlite3.connect(uri, timeout=self._busy_timeout, uri=True)) as connection:
+            connection.text_factory = _legible
             identity = self._identity(connection)
             if identity not in ((self._application_id, self._version), (0, 0)):
                 raise StoreError(
@@ -272,6 +273,11 @@ class SqliteFile:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _legible(text: bytes) -> str:
+    """What is said of a damaged file quotes its names, which may be damaged, too."""
+    return text.decode(errors="replace")
 
 
 def _attempt(operation: Callable[..., Any], *arguments: Any) -> Result:
