@@ -11,6 +11,7 @@ from benchmarks.messages import messages
 from benchmarks.others import keys, latency, limits, memory, moves, queues, virtual
 from benchmarks.peers import peers
 from benchmarks.report import Row, draw, print_rows, write_rows
+from benchmarks.service import service
 from benchmarks.strategies import strategies
 from benchmarks.throughput import throughput
 
@@ -26,6 +27,7 @@ GROUPS = {
     "moves": moves,
     "messages": messages,
     "peers": peers,
+    "service": service,
     "http": http,
 }
 

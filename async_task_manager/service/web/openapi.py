@@ -112,7 +112,7 @@ OPERATIONS = (
         "delete",
         "Cancel a task; 202 where it takes its time to end.",
         {200: schemas.Result, 202: schemas.Result},
-        (404, 409, 410),
+        (404, 409, 410, 503),
         parameters=(ID,),
     ),
     Operation(

@@ -65,7 +65,7 @@ def made(
         ws="none",
         lifespan="on",
         log_config=None,
-        log_level="warning",
+        log_level="error",  # a line for each malformed request would be the client's to write
         access_log=False,
         server_header=False,
         date_header=False,

@@ -16,6 +16,7 @@ from async_task_manager.errors import (
     InvalidValue,
     ManagerClosed,
     QueueFull,
+    StoreError,
     TaskManagerError,
     TaskRejected,
     TaskTooLarge,
@@ -164,10 +165,10 @@ class Tasks:
         number = self._number(id)
         core = self._core
         was = core.store.result(number)
-        if number in core.entries:
-            await core.revoke(number)
-        elif was is not None and was[2] is None:  # it waits for a function that isn't registered
-            await core.forget(number)
+        try:
+            await self._end(number, was)
+        except StoreError as error:
+            raise Problem(503, str(error), headers={"retry-after": "5"}) from None
         if number in core.entries:
             return _result(id, core.entries[number].status, b"null", 202)
         found = core.store.result(number)
@@ -176,6 +177,13 @@ class Tasks:
         if found[0] != "REVOKED":
             raise Problem(409, f"the task has ended already: {found[0]}")
         return _result(id, "REVOKED", b"null")
+
+    async def _end(self, number: int, was: tuple[str, bytes, float | None] | None) -> None:
+        core = self._core
+        if number in core.entries:
+            await core.revoke(number)
+        elif was is not None and was[2] is None:  # it waits for a function that isn't registered
+            await core.forget(number)
 
     async def listed(self, request: Request) -> Json:
         """A user's tasks, the latest first."""
