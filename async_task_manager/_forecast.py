@@ -115,6 +115,7 @@ def run_ahead(
     on_gone: Gone | None = None,
     outcome_of: Callable[[Task[Any], float, float], Outcome] | None = None,
     over: Callable[[float], bool] | None = None,
+    until: float = inf,
 ) -> float:
     """Runs the chain until nothing is left to happen, or ``over``; gives the instant then.
 
@@ -129,6 +130,7 @@ def run_ahead(
         on_gone: Told of tasks that are refused, rejected or expired.
         outcome_of: (task, started, now) -> how the attempt ended; None: it succeeds.
         over: Asked once nothing more happens at an instant, whether that was the last.
+        until: What would happen later doesn't.
 
     In the order in which a manager does it: what may start at an instant, a few at a time, with
     their first instructions; what ends then; what comes then.
@@ -176,8 +178,8 @@ def run_ahead(
         instant = wake if wake < coming else coming
         if ends and ends[0][0] < instant:
             instant = ends[0][0]
-        if instant == inf:
-            return now
+        if instant > until or instant == inf:
+            return now if instant == inf else until
         now = instant
 
 

@@ -120,6 +120,9 @@ def test_costs_come_from_the_option_or_the_config(folder: Path) -> None:
     priced = flow.replace("max_concurrent = 4", 'max_concurrent = 4\ncost = "150"')
     (folder / "flow.toml").write_text(priced)
     assert "3 min" in atm("-n", "15")
+    third = '[[providers]]\nname = "third"\nbase_url = "http://x/v1"\nlimits = ["9 tokens/s"]\n'
+    (folder / "flow.toml").write_text(third + 'cost = "7"\n' + third.replace("third", "last"))
+    assert "sent to last" in atm("-n", "15")  # what the first says of tokens, holds for the second
     by_field = flow.replace(
         "max_concurrent = 4", 'max_concurrent = 4\ncost = "chars/4 + max_tokens"'
     )
@@ -204,6 +207,8 @@ def test_bad_usage(folder: Path) -> None:
     assert "rate" in refused("--rate", "never")
     (folder / "flow.toml").write_text("providers = 3")
     assert "flow.toml: providers: must be a list" in refused()
+    (folder / "flow.toml").write_text("providers = [3]")
+    assert "flow.toml: providers[0]: must be a table" in refused()
     (folder / "flow.toml").write_text("= 3")
     assert "flow.toml: not valid TOML" in refused()
     (folder / "flow.toml").unlink()

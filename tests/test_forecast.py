@@ -451,3 +451,25 @@ async def test_a_feedback_that_names_no_instant_is_named() -> None:
     with pytest.raises(StrategyError, match=r"^Never\(\): review must give None"):
         manager.eta(tasks[1], durations={"nap": 1.0})
     await manager.close(grace=0)
+
+
+async def tick() -> None:
+    await asyncio.sleep(1)
+
+
+async def test_schedules_are_foreseen_and_say_nothing_of_what_has_not_happened(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    times = TimeBasedStrategy()
+    manager = await started(times, ConcurrentLimitStrategy(1))
+    times.schedule(tick, every=3)  # one is under way while it waits for the slot, and some are not
+    tasks = [manager.add_task(partial(nap, 2.0)) for _ in range(6)]
+    await asyncio.sleep(3.5)
+    tasks.append(manager.add_task(partial(nap, 2.0)))
+    seen = {task: manager.eta(task, durations={"nap": 2.0, "tick": 1.0}) for task in tasks[1:]}
+    assert not caplog.records
+    await asyncio.sleep(30)
+    for task, forecast in seen.items():
+        assert forecast == Forecast(task.started_at, task.finished_at)
+    assert caplog.records  # now it has happened
+    await manager.close(grace=0)

@@ -62,6 +62,7 @@ from async_task_manager.strategies import (
     Source,
     TimeBasedStrategy,
     TokenBucketStrategy,
+    Usage,
     WeightedRoundRobinStrategy,
     exponential,
     fixed,
@@ -306,7 +307,7 @@ def test_what_is_refused_expires_fails_and_is_left() -> None:
 
 def test_it_can_be_ended_early() -> None:
     report = simulate(ConcurrentLimitStrategy(1), generate(100, duration=1.0), until=9.5)
-    assert (report.succeeded, report.unfinished) == (10, 90)
+    assert (report.succeeded, report.unfinished) == (9, 91)
     with pytest.raises(InvalidValue, match="until must be"):
         simulate(ConcurrentLimitStrategy(1), [], until=0)
 
@@ -794,6 +795,30 @@ def test_a_png_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtra, match=r"\[plot\]"):
         busy().save(tmp_path / "a.png")
+
+
+def test_times_that_are_no_text_are_left_to_the_strategy(tmp_path: Path) -> None:
+    path = tmp_path / "requests.jsonl"
+    path.write_text('{"valid_after": 1900000000}\n')
+    (job,) = requests(path)
+    assert job.metadata == {"valid_after": 1900000000}
+    assert simulate(TimeBasedStrategy(), [job], start=1_899_999_990).makespan == 11.0
+
+
+def test_a_limit_without_a_bound_for_some_and_users_who_are_left_out() -> None:
+    class PerUser(ConcurrentLimitStrategy):
+        """Some users have no bound."""
+
+        def usage(self, key: Any, now: float) -> Usage:
+            found = super().usage(key, now)
+            return Usage(found.used, float("inf")) if key == "vip" else found
+
+    jobs = [Job(0.0, 2.0, {"user_id": user}) for user in ("vip", "ann", "ann")]
+    report = simulate(PerUser(1, key="user_id"), jobs, until=3)
+    (use,) = report.limits
+    assert use.peak == 1.0
+    assert report.jain == 1.0  # of what has ended
+    assert report.unfinished == 1
 
 
 def test_jains_index() -> None:

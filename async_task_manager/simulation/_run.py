@@ -106,13 +106,12 @@ class _Simulation:
     def run(self, workload: Iterable[Job], start: float, until: float | None) -> Report:
         self.began = start
         self.chain.set_wall_offset(start, 0.0)
-        last = inf if until is None else until
 
         def over(now: float) -> bool:
             if now >= self.series.next:
                 self.series.note(now)
             # A schedule goes on for ever.
-            return now >= last or (self.exhausted and self.ends.total() == len(self.arrived))
+            return self.exhausted and self.ends.total() == len(self.arrived)
 
         ended = run_ahead(
             self.chain,
@@ -124,6 +123,7 @@ class _Simulation:
             on_gone=self.gone,
             outcome_of=self.outcome,
             over=over,
+            until=inf if until is None else until,
         )
         self.series.note(ended)
         return Report.of(self)

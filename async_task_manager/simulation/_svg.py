@@ -216,5 +216,4 @@ def _runs(
             if shade >= 0:
                 yield since, instant, shade
             since, shade = instant, now
-    if shade >= 0:
-        yield since, until, shade
+    yield since, until, shade  # there always is a sample

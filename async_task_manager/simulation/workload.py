@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import Any, Final, TypeAlias
 
 from async_task_manager._validate import number, one_of, whole
-from async_task_manager.errors import InvalidType, InvalidValue
+from async_task_manager.errors import InvalidValue
 from async_task_manager.rates import parse_rate
 
 __all__ = ["Distribution", "Job", "generate", "sampler"]
@@ -153,8 +153,6 @@ def sampler(name: str, spec: Distribution, dice: random.Random) -> Callable[[], 
             return lambda: constant
         first, *rest = [number(name, float(part)) for part in call[2].split(",")]
         made = _distribution(call[1], first, rest, dice)
-    except InvalidType:
-        raise
     except (ValueError, ArithmeticError):
         made = None
     if made is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
-from itertools import count
 from math import inf
 from typing import Any, Generic, TypeVar
 
@@ -20,12 +19,12 @@ class Calendar(Generic[T]):
     the last sweep, so that it never holds more than twice what matters, plus a constant.
     """
 
-    __slots__ = ("_matters", "_numbers", "_sweep_at", "heap")
+    __slots__ = ("_matters", "_pushed", "_sweep_at", "heap")
 
     def __init__(self, matters: Callable[[float, T], bool]) -> None:
         self.heap: list[tuple[float, int, T]] = []
         """Empty or not says whether anything is noted at all."""
-        self._numbers = count()
+        self._pushed = 0  # no itertools.count: a policy that has a calendar is copied
         self._matters = matters
         self._sweep_at = 256
 
@@ -35,7 +34,8 @@ class Calendar(Generic[T]):
             self.heap = [entry for entry in self.heap if matters(entry[0], entry[2])]
             heapify(self.heap)
             self._sweep_at = max(256, 2 * len(self.heap))
-        heappush(self.heap, (instant, next(self._numbers), item))
+        self._pushed += 1
+        heappush(self.heap, (instant, self._pushed, item))
 
     def next(self) -> float:
         """The first instant with something that matters; inf if there is none."""

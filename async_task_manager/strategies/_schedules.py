@@ -102,6 +102,9 @@ class Schedule:
     those of a clock that doesn't jump.
     """
 
+    _copied = False
+    """A copy that is run ahead says nothing of what has not happened."""
+
     def __init__(
         self,
         owner: TimeBasedStrategy,
@@ -250,6 +253,8 @@ class Schedule:
             return
         for slot in slots[-HISTORY:]:
             self._firings.append(Firing(self._moment(slot), kind))
+        if self._copied:
+            return
         count = f"{len(slots)} or more" if at_least else str(len(slots))
         first, last = self._moment(slots[0]), self._moment(slots[-1])
         logger.warning(
@@ -273,6 +278,7 @@ class Schedule:
         twin = Schedule.__new__(Schedule)
         memo[id(self)] = twin
         twin.__dict__.update(self.__dict__)
+        twin._copied = True
         twin._owner = copy.deepcopy(self._owner, memo)
         twin._random = copy.deepcopy(self._random, memo)
         twin._running = [memo[id(task)] for task in self._running if id(task) in memo]
