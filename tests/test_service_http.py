@@ -6,6 +6,7 @@ import asyncio
 import json
 import pickle
 import re
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -506,6 +507,57 @@ def test_the_command(tmp_path: Path) -> None:
             assert client.get("/queues", headers=headers).status_code == 200
         assert server.end() == 0
     assert TOKEN not in (tmp_path / "stderr").read_text()
+
+
+def test_without_the_extra_it_says_what_to_install() -> None:
+    program = "import sys; sys.modules['starlette'] = None\nimport async_task_manager.service"
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert "MissingExtra: starlette" in ran.stderr
+    assert "pip install 'async-task-manager[web]'" in ran.stderr
+
+
+def test_a_store_that_cannot_be_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "shop.py").write_text(re.sub(r"(?m)^ {4}", "", PROGRAM))
+    (tmp_path / "tasks.db").write_bytes(b"no database " * 1000)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    given: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "tokens": [], "hosts": []}
+    assert serve_command("shop:service", **given, max_connections=10) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("atm: tasks.db is damaged")
+    assert (tmp_path / "tasks.db").read_bytes() == b"no database " * 1000
+    (tmp_path / "tasks.db").unlink()
+    monkeypatch.delitem(sys.modules, "shop")
+    with Process(tmp_path, PROGRAM):
+        assert serve_command("shop:service", **given, max_connections=10) == 1
+    assert "in use by another service" in capsys.readouterr().err
+
+
+async def test_a_handler_that_fails_is_logged_and_tells_nothing(
+    store: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = echoing(store)
+
+    def broken(*_: object) -> None:
+        raise OSError("/secret/path")
+
+    async with served(service) as client:
+        id = await submit(client, x=1)
+        await client.get(f"/result/{id}?wait=5")
+        monkeypatch.setattr(service._core.store, "result", broken)
+        monkeypatch.setattr(service._core.store, "record", broken)
+        for path in (f"/result/{id}", f"/task/{id}"):
+            answer = await client.get(path)
+            assert (answer.status_code, answer.json()["status"]) == (500, 500)
+            assert "secret" not in answer.text
+        monkeypatch.undo()
+        assert (await client.get(f"/result/{id}")).status_code == 200
+    assert caplog.text.count("a request failed") == 2
+    assert "/secret/path" in caplog.text
 
 
 def test_the_demonstration(tmp_path: Path) -> None:

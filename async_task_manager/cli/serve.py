@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from async_task_manager.cli.target import find
-from async_task_manager.errors import InvalidState, InvalidValue, TaskManagerError
+from async_task_manager.errors import InvalidState, InvalidValue, StoreError, TaskManagerError
 from async_task_manager.service import TaskService
 from async_task_manager.service.demo import demonstration, visit
 
@@ -57,7 +57,7 @@ def serve_command(
                 )
             finally:
                 over.set()
-    except InvalidState as error:
+    except (InvalidState, StoreError) as error:
         return _refuse(str(error), FAILED)
     except (TaskManagerError, ImportError, ValueError) as error:
         return _refuse(str(error), BAD_USAGE)

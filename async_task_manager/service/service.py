@@ -159,6 +159,8 @@ class TaskService:
 
         Raises:
             InvalidValue: a public address without a token, a parameter out of range.
+            InvalidState: another service has the store.
+            StoreError: the store is damaged, or none of ours.
             OSError: the address is taken.
         """
         from async_task_manager.service.web.serving import serve

@@ -53,6 +53,8 @@ class WebApp:
         on_start: Callable[[], Any],
         on_stop: Callable[[], Any],
     ) -> None:
+        self.failure: Exception | None = None
+        """Why the service could not be started."""
         self._core = core
         self._closing = asyncio.Event()
         self._on_start, self._on_stop = on_start, on_stop
@@ -112,7 +114,7 @@ class WebApp:
         try:
             await self._on_start()
         except Exception as error:
-            logger.error("the service could not be started: %s", error)
+            self.failure = error
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         await send({"type": "lifespan.startup.complete"})
@@ -146,7 +148,6 @@ class _Express:
         except HTTPException as error:
             response = await _refused(request, error)
         except Exception as error:
-            logger.exception("a request failed")
             response = await _failed(request, error)
         await response(scope, receive, send)
 
@@ -172,4 +173,5 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
+    logger.error("a request failed", exc_info=error)
     return problem_response(500, "the service failed; its log says why")

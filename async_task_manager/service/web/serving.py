@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 
 import uvicorn
 
 from async_task_manager._validate import number, whole
-from async_task_manager.errors import InvalidState, InvalidValue
+from async_task_manager.errors import InvalidValue
 from async_task_manager.service.web.app import WebApp
 from async_task_manager.service.web.guard import is_loopback
 from async_task_manager.service.web.server import Protocol, Server, bind
@@ -43,9 +43,10 @@ def serve(
             head_seconds=head_seconds,
             on_start=lambda: on_listening and on_listening(f"http://{shown}:{address[1]}"),
         )
-        server.run(sockets=[listening])
-        if not server.started:
-            raise InvalidState("the service could not be started; its log says why")
+        with suppress(SystemExit):  # uvicorn's way of saying that it could not be started
+            server.run(sockets=[listening])
+        if app.failure is not None:
+            raise app.failure
 
 
 def made(
@@ -65,7 +66,7 @@ def made(
         ws="none",
         lifespan="on",
         log_config=None,
-        log_level="error",  # a line for each malformed request would be the client's to write
+        log_level="critical",  # a line for each malformed request would be the client's to write
         access_log=False,
         server_header=False,
         date_header=False,
