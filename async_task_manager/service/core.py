@@ -27,14 +27,13 @@ from async_task_manager.service.metrics import Metrics
 from async_task_manager.service.records import NewTask, Record, Status
 from async_task_manager.service.registry import Function, Registry
 from async_task_manager.service.state import (
-    dump_state,
     load_state,
-    pieces_of,
     read_ranks,
     write_ranks,
 )
 from async_task_manager.service.store import Store
 from async_task_manager.service.threads import Threads
+from async_task_manager.service.upkeep import Upkeep
 from async_task_manager.strategies.base import BaseStrategy
 from async_task_manager.strategies.chain import Chain
 from async_task_manager.strategies.provider_router import ProviderRouterStrategy
@@ -48,16 +47,8 @@ __all__ = ["Core", "KeyReused", "Unstored", "Wanted"]
 
 logger = logging.getLogger("async_task_manager.service")
 
-TIDY_EVERY = 1.0
-"""Seconds between looks at what has expired, and between copies of the limits' state, as long as
-they are quick.
-"""
-
-LONGEST_STEP = 0.002
-"""Seconds of work on a copy between two turns of the loop."""
-
-COPY_SHARE = 50
-"""A copy that takes a second is made every so many seconds."""
+RETRY_EVERY = 1.0
+"""Seconds between attempts to store that a task begins."""
 
 
 class Wanted(NamedTuple):
@@ -118,7 +109,6 @@ class Core:
         ] = {}
         self._writes: set[asyncio.Future[Any]] = set()
         self._unstored: list[End] = []
-        self._tidying: asyncio.Task[None] | None = None
         self.threads = Threads(settings.threads)
         self._manager: TaskManager | None = None
 
@@ -153,7 +143,7 @@ class Core:
             logger.warning(
                 "%d tasks wait for a function %r, which is not registered", count, clean(name)
             )
-        self._tidying = asyncio.create_task(self._tidy())
+        self._upkeep = Upkeep(self)
 
     def _resume(self, saved_at: float) -> tuple[int, dict[str, int]]:
         found, unknown = 0, dict[str, int]()
@@ -190,15 +180,14 @@ class Core:
         if self._manager is None:
             return
         self.stopping = self.threads.stopping = True
-        if self._tidying is not None:
-            self._tidying.cancel()
+        self._upkeep.stop()
         await self.manager.stop(grace)
         for unsubscribe in self._unsubscribe:
             unsubscribe()  # what waits is no end, although this manager goes
         while self._writes:
             await asyncio.wait(self._writes)
         with suppress(StoreError):  # a copy of the last second is there
-            await self._keep_state()
+            await self._upkeep.keep_state()
         await self.store.close()
         if self.queue is not None:
             await self.queue.close()
@@ -292,7 +281,7 @@ class Core:
                 return await self.store.start(number, self.wall(), provider)
             except StoreError as error:
                 logger.error("task %d can't begin: %s", number, clean(str(error)))
-            await asyncio.sleep(TIDY_EVERY)
+            await asyncio.sleep(RETRY_EVERY)
 
     # ---- what becomes of them ---------------------------------------------------------------
 
@@ -395,41 +384,11 @@ class Core:
         """Ends a task whose function isn't registered."""
         await self.store.finish(number, "REVOKED", b"null", self.wall())
 
-    # ---- from time to time ------------------------------------------------------------------
-
-    async def _tidy(self) -> None:
-        settings = self.settings
-        next_copy = 0.0
-        while True:
-            await asyncio.sleep(TIDY_EVERY)
-            unstored, self._unstored = self._unstored, []
-            for end in unstored:
-                self._store_end(end)
-            try:
-                before = self.wall() - settings.result_ttl
-                while await self.store.prune(
-                    before, settings.max_results, settings.max_store_bytes
-                ):
-                    pass
-                if time.monotonic() >= next_copy:
-                    began = time.monotonic()
-                    await self._keep_state()
-                    took = time.monotonic() - began
-                    next_copy = began + COPY_SHARE * took
-            except StoreError as error:
-                logger.error("the store could not be tidied: %s", clean(str(error)))
-
-    async def _keep_state(self) -> None:
-        """Copies the limits' state and the users' history into the store."""
-        state = dump_state(self.chain, self.manager.time(), self.wall())
-        pieces = []
-        began = time.monotonic()
-        for piece in pieces_of(state):
-            pieces.append(piece)
-            if time.monotonic() - began > LONGEST_STEP:
-                await asyncio.sleep(0)  # a long history must not hold everybody up
-                began = time.monotonic()
-        await self.store.keep("state", "".join(pieces))
+    def store_again(self) -> None:
+        """Tries once more to store the ends for which there was no room."""
+        unstored, self._unstored = self._unstored, []
+        for end in unstored:
+            self._store_end(end)
 
 
 class KeyReused(TaskManagerError):
