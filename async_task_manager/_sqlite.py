@@ -212,10 +212,14 @@ class SqliteFile:
 
     def _connect(self) -> sqlite3.Connection:
         if self.path.exists() and self.path.stat().st_size:
-            self._examine()
+            try:
+                self._examine()
+            except UnicodeDecodeError as error:  # in the name of a table, or in what SQLite says
+                raise StoreCorrupt(self.path, f"a name in it is no text: {error}") from error
         connection = sqlite3.connect(
             self.path, timeout=0, isolation_level=None, check_same_thread=False
         )
+        connection.text_factory = readable
         try:
             self._switch_to_wal(connection)
             connection.execute(f"PRAGMA busy_timeout={round(self._busy_timeout * 1000)}")
@@ -237,7 +241,6 @@ class SqliteFile:
         """Raises for a file that is damaged or somebody else's, and changes nothing in it."""
         uri = f"{self.path.absolute().as_uri()}?mode=ro"
         with closing(sqlite3.connect(uri, timeout=self._busy_timeout, uri=True)) as connection:
-            connection.text_factory = _legible
             identity = self._identity(connection)
             if identity not in ((self._application_id, self._version), (0, 0)):
                 raise StoreError(
@@ -245,12 +248,16 @@ class SqliteFile:
                     f"user_version are {identity}, not {(self._application_id, self._version)}): "
                     "use another file, or the version of the library that made this one"
                 )
+            connection.text_factory = readable
             (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
             if verdict != "ok":
                 raise StoreCorrupt(self.path, verdict)
-            tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-            if tables and identity == (0, 0):
-                raise StoreError(f"{self.path} holds tables of something else: use another file")
+            made = {sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master")}
+            if identity == (0, 0):
+                if made:
+                    raise StoreError(f"{self.path} holds tables of something else: use another")
+            elif not made.issuperset(self._schema):
+                raise StoreCorrupt(self.path, "its tables are not those that it was made with")
 
     def _identity(self, connection: sqlite3.Connection) -> tuple[int, int]:
         (application_id,) = connection.execute("PRAGMA application_id").fetchone()
@@ -275,9 +282,9 @@ class SqliteFile:
             self._connection = None
 
 
-def _legible(text: bytes) -> str:
-    """What is said of a damaged file quotes its names, which may be damaged, too."""
-    return text.decode(errors="replace")
+def readable(text: bytes) -> str:
+    """Text that may be damaged must not raise where it is read, but be judged by whoever reads."""
+    return str(text, "utf-8", "replace")
 
 
 def _attempt(operation: Callable[..., Any], *arguments: Any) -> Result:

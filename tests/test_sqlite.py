@@ -229,6 +229,36 @@ async def test_a_file_of_another_kind_or_version_is_refused(
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("made", "found", "damage"),
+    [
+        (b"(text TEXT UNIQUE", b"(next TEXT UNIQUE", "its tables are not those"),
+        (b"CREATE TABLE line", b"CREATE TABL\xff line", "a name in it is no text"),
+    ],
+)
+async def test_a_damaged_schema_is_refused(
+    made: bytes, found: bytes, damage: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "file.db"
+    await filled(path, rows=1)
+    path.write_bytes(path.read_bytes().replace(made, found))
+    async with using(path) as file:
+        with pytest.raises(StoreCorrupt, match=damage):
+            await file.read(lines)
+
+
+async def test_text_that_is_none_is_read_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "file.db"
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("PRAGMA application_id=77")
+        other.execute("PRAGMA user_version=1")
+        other.execute(SCHEMA[0])
+        other.execute("INSERT INTO line VALUES (CAST(x'61ff62' AS TEXT))")
+        other.commit()
+    async with using(path) as file:
+        assert await file.read(lines) == ["a\ufffdb"]
+
+
 async def test_a_folder_that_does_not_exist_is_told(tmp_path: Path) -> None:
     async with using(tmp_path / "missing" / "file.db") as file:
         with pytest.raises(StoreError, match=r"missing/file\.db: unable to open"):
