@@ -303,7 +303,11 @@ class Core:
         elif isinstance(event, Retried):
             entry.status = "RETRY"
             live.retried(entry, event.error)
-            self._note(self.store.retry(entry.number, entry.attempt, _attempt(entry, event)))
+            self._note(
+                self.store.retry(
+                    entry.number, entry.attempt, entry.attempt_over(event.attempt, event.error)
+                )
+            )
         else:
             self._over(entry, event)
 
@@ -396,12 +400,3 @@ class KeyReused(TaskManagerError):
 
     def __init__(self, key: str) -> None:
         super().__init__(f"the idempotency key {clean(key)!r} was used for another task")
-
-
-def _attempt(entry: Entry, event: Retried) -> dict[str, Any]:
-    return {
-        "attempt": event.attempt,
-        "started_at": entry.started,
-        "ended_at": entry.core.wall(),
-        "error": None if event.error is None else error_of(event.error),
-    }

@@ -89,6 +89,15 @@ class Entry:
             )
         self.result = result
 
+    def attempt_over(self, attempt: int, error: BaseException | None) -> dict[str, Any]:
+        """An attempt that was not the last, for the task's history."""
+        return {
+            "attempt": attempt,
+            "started_at": self.started,
+            "ended_at": self.core.wall(),
+            "error": None if error is None else error_of(error),
+        }
+
     def ended(self) -> None:
         """The end is stored: tells whoever waits."""
         waiters, self.waiters = self.waiters, None
