@@ -337,6 +337,19 @@ def test_a_report_and_a_picture(folder: Path) -> None:
     assert (folder / "plot.svg").read_text().startswith("<svg")
 
 
+def test_a_png_says_what_it_needs(folder: Path) -> None:
+    hidden = python(
+        "-c",
+        "import sys; sys.modules['matplotlib'] = None;"
+        f"sys.argv = ['atm', *{ARGUMENTS!r}, '--plot', 'plot.png'];"
+        "from async_task_manager.cli import main; main()",
+        cwd=folder,
+    )
+    assert hidden.returncode == 2
+    assert hidden.stderr == "atm: matplotlib is missing: pip install 'async-task-manager[plot]'\n"
+    assert not (folder / "out.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

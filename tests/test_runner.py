@@ -31,6 +31,7 @@ from async_task_manager.runner import (
     open_ledger,
     parse_request,
 )
+from async_task_manager.runner.page import page
 from async_task_manager.runner.report import Distribution
 from async_task_manager.runner.results import dumps
 from async_task_manager.runner.routes import Routes, url_of
@@ -619,6 +620,59 @@ async def test_a_file_without_requests() -> None:
 def test_look_ahead_is_checked() -> None:
     with pytest.raises(InvalidValue, match=r"look_ahead must be .* at least 1, not 0"):
         Batch(FLOW, look_ahead=0)
+
+
+@real_time
+async def test_an_interrupt_ends_the_wait_for_what_may_come() -> None:
+    closed = False
+
+    async def stream() -> AsyncIterator[tuple[int, bytes] | None]:
+        nonlocal closed
+        try:
+            yield 1, b'{"id": "a", "path": "/"}'
+            yield None
+            yield 2, b'{"id": "b", "path": "/"}'
+            yield None
+            await asyncio.Event().wait()
+        finally:
+            closed = True
+
+    async with FakeProvider("a") as a:
+        batch, sink = Batch(config({"name": "a", "base_url": a.url})), io.BytesIO()
+        run = asyncio.create_task(batch.run(stream(), Ledger(sink)))
+        async with asyncio.timeout(10):
+            while batch.summary.done < 2:
+                await asyncio.sleep(0.005)
+            batch.interrupt()
+            summary = await run
+    assert closed and summary.statuses == {"succeeded": 2}
+    assert [json.loads(line)["id"] for line in sink.getvalue().splitlines()] == ["a", "b"]
+
+
+@real_time
+async def test_the_same_again_inside_a_program(tmp_path: Path) -> None:
+    given = [json.dumps({"id": i, "path": "/"}) for i in range(80)] + ["nonsense"]
+    async with FakeProvider("a", latency=0.05) as a:
+        flow = config({"name": "a", "base_url": a.url, "max_concurrent": 2})
+        with open_ledger(tmp_path / "out.jsonl") as ledger:
+            first = Batch(flow)
+            run = asyncio.create_task(first.run(given, ledger))
+            await asyncio.sleep(1.3)  # in which what was written is forced to the disk
+            first.interrupt()
+            before = await run
+        with open_ledger(tmp_path / "out.jsonl") as ledger:
+            second = Batch(flow, record=True)
+            after = await second.run(given, ledger)
+    assert before.done + before.unsent == 81 and before.unsent > 0
+    assert after.skipped == before.statuses["succeeded"]
+    assert after.done == 81 - after.skipped, "the line that is no request counts again"
+    assert a.stats.accepted == 80
+    text = page(after, second.report(), "again")
+    assert f"<td>finished before</td><td>{after.skipped}</td>" in text
+    assert f"<td>read and not sent</td><td>{before.unsent}</td>" in page(
+        before, second.report(), "interrupted"
+    )
+    assert f"{after.skipped} were finished before" in str(next(iter(after.tables())).title)
 
 
 # ---- what the config says -----------------------------------------------------------------------

@@ -56,3 +56,7 @@ class Ids:
         traceback: TracebackType | None,
     ) -> None:
         self._db.close()
+
+    def __del__(self) -> None:
+        # Newer Pythons complain of a database that is let go open.
+        self._db.close()

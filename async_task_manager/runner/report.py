@@ -218,7 +218,7 @@ class Summary:
             title += f"; {self.skipped} were finished before"
         table = Table(title=title, title_justify="left")
         table.add_column("provider", overflow="fold")
-        headings = ("sent", "ok", "failed", "retried", "429s", "wait p50/p95 s", "took p50/p95 s")
+        headings = ("sent", "ok", "failed", "retried", "429s", "wait p50/p95", "took p50/p95")
         for heading in headings:
             table.add_column(heading, justify="right")
         for name, part in self.providers.items():
