@@ -12,6 +12,7 @@ from typing import Any, assert_type
 
 from async_task_manager import Chain, RateLimited, Task, TaskManager, current_task
 from async_task_manager.headers import Quota, quotas, retry_after
+from async_task_manager.simulation import Job, Report, compare, generate, simulate
 from async_task_manager.strategies import (
     BaseStrategy,
     ConcurrentLimitStrategy,
@@ -90,6 +91,27 @@ async def ways_in_keep_types() -> None:
     status = manager.status(7)
     assert_type(status.attempt if status is not None else 0, int)
     assert_type(manager.queue_lengths().by_priority, dict[str, int])
+
+
+async def questions_have_typed_answers(task: Task[int]) -> None:
+    manager = TaskManager(ConcurrentLimitStrategy(1))
+    assert_type(manager.explain(task).position, int | None)
+    assert_type(str(manager.explain()), str)
+    for cause in manager.explain().causes:
+        assert_type(cause.reason.usage, Usage | None)
+    assert_type(manager.eta(7, durations={"number": 2.5}).starts_at, float | None)
+    assert_type(manager.eta(task, durations=lambda task: task.attempt + 0.5).ends_at, float | None)
+    better = manager.what_if(lambda chain: setattr(chain["groq"], "max_requests", 60), task)
+    assert_type(better.after.queue_ends_at, float | None)
+
+
+def simulations_are_typed() -> None:
+    chain = Chain(ConcurrentLimitStrategy(1))
+    report = simulate(chain, generate(10, rate="5/second", duration="exp(2)", users=3))
+    assert_type(report, Report)
+    assert_type(report.waits.p95, float)
+    assert_type(report.jain, float | None)
+    assert_type(compare(report, simulate(chain.snapshot(), [Job(0.0, 1.0)])), str)
 
 
 def takes_any_number(task: Task[int]) -> None: ...
