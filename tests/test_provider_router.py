@@ -401,6 +401,7 @@ TestLives = Lives.TestCase
     [
         (lambda: ProviderRouterStrategy([]), InvalidValue, "at least one provider"),
         (lambda: router("P1", "P1"), InvalidValue, "named 'P1' already"),
+        (lambda: ProviderRouterStrategy(5), InvalidType, "list of providers, not 5"),  # type: ignore[arg-type]
         (lambda: ProviderRouterStrategy(["P1"]), InvalidType, "must be a Provider, not 'P1'"),  # type: ignore[list-item]
         (lambda: ProviderRouterStrategy([Provider("P1")], field=None), InvalidType, "field .*None"),  # type: ignore[arg-type]
         (lambda: Provider(""), InvalidType, "not ''"),

@@ -160,6 +160,8 @@ class ProviderRouterStrategy(Router):
     ) -> None:
         if not isinstance(field, str) and not callable(field):
             raise InvalidType(f"field must be a metadata name or a callable, not {field!r}")
+        if not isinstance(providers, Iterable):
+            raise InvalidType(f"providers must be a list of providers, not {providers!r}")
         self._field = field
         self.policy = policy
         self._half_life = number("half_life", half_life, above=0)

@@ -1,0 +1,22 @@
+"""The documentation leaves nothing out that somebody may call or override."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from async_task_manager._asked import Asked
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def public(cls: type) -> set[str]:
+    return {name for name in vars(cls) if not name.startswith("_")}
+
+
+def test_the_reference_shows_what_people_ask_a_manager() -> None:
+    """It shows a class with its own members; those of a base class have to be named."""
+    page = (DOCS / "reference.md").read_text(encoding="utf-8")
+    shown = re.search(r"TaskManager\n\s+options:\s+inherited_members:\s+\[([^\]]+)\]", page)
+    assert shown is not None
+    assert set(re.findall(r"\w+", shown[1])) == public(Asked)
