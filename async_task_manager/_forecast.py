@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from async_task_manager._validate import number
 from async_task_manager.errors import InvalidType, TaskManagerError, TaskTimeout
 from async_task_manager.strategies._batches import Batch
+from async_task_manager.strategies._clocks import shown_at
 from async_task_manager.strategies._snapshot import snapshot_of
 from async_task_manager.strategies.base import WallTime
 from async_task_manager.strategies.chain import Chain
@@ -314,7 +315,7 @@ def _shift(before: float | None, after: float | None) -> str:
 
 def clock_words(epoch: float) -> str:
     """The instant as a clock here shows it; with the date where that isn't today's."""
-    moment = datetime.fromtimestamp(epoch)
+    moment = shown_at(epoch)
     return (
         f"{moment:%H:%M:%S}"
         if moment.date() == datetime.now().date()

@@ -222,6 +222,25 @@ async def test_jitter_comes_later_never_sooner_and_does_not_add_up() -> None:
     await again.stop()
 
 
+async def test_jitter_loses_no_run_and_none_comes_after_the_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    manager, strategy = await running()
+    wide, short, ending, once = Runs(), Runs(), Runs(), Runs()
+    strategy.schedule(wide, every=10, jitter=45)
+    schedule = strategy.schedule(short, every=0.001, jitter=0.001, end=virtual().wall_time() + 1)
+    last = strategy.schedule(ending, every=10, jitter=9, end=virtual().wall_time() + 30)
+    strategy.schedule(once, at=timedelta(seconds=5), jitter=20)
+    await asyncio.sleep(1010)
+    assert [at // 10 for at in wide.at] == list(range(1, 101))
+    assert 0.9 < short.at[-1] <= 1
+    assert set(kinds(schedule)) == {"ran"}
+    assert len(ending.at) == 3 and ending.at[-1] == 30 and last.state == "ended"
+    assert 5 <= once.at[0] <= 25
+    assert not caplog.records
+    await manager.stop()
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.floats(0.001, 1e6) | st.sampled_from([0.1, 0.7, 1e-3, 86_400]),
@@ -554,6 +573,54 @@ async def test_pause_and_resume() -> None:
     await asyncio.sleep(30)
     assert len(runs.at) == 2
     await manager.stop()
+
+
+async def test_a_run_that_has_come_does_not_come_again_after_a_pause() -> None:
+    manager, strategy = await running()
+    runs = Runs()
+    every = strategy.schedule(runs, every=10)
+    await asyncio.sleep(10)
+    await asyncio.sleep(0)
+    every.pause()
+    every.resume()  # at the instant of the first run
+    await asyncio.sleep(15)
+    assert runs.at == [10, 20]
+    every.cancel()
+
+    by_cron = Runs()
+    hourly = strategy.schedule(by_cron, cron="@hourly")
+    assert hourly.next_run is not None
+    await asyncio.sleep((hourly.next_run - wall()).total_seconds() + 1)
+    assert len(by_cron.at) == 1
+    hourly.pause()
+    virtual().step_wall(-1800)
+    await asyncio.sleep(1)
+    hourly.resume()  # half an hour before the run that has been
+    await asyncio.sleep(3600)
+    assert len(by_cron.at) == 1
+    await asyncio.sleep(1800)
+    assert len(by_cron.at) == 2
+    hourly.pause()
+    virtual().step_wall(-86_400)  # so it was wrong before
+    await asyncio.sleep(1)
+    hourly.resume()
+    await asyncio.sleep(3600)
+    assert len(by_cron.at) == 3
+    await manager.stop()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"every": 1e300}, {"at": 1e300}, {"at": datetime.max}, {"at": timedelta.max}],
+)
+async def test_what_is_due_beyond_the_calendar_is_shown_at_its_end(options: dict[str, Any]) -> None:
+    manager, strategy = await running()
+    schedule = strategy.schedule(Runs(), timezone="Pacific/Kiritimati", **options)
+    await asyncio.sleep(1)
+    assert schedule.next_run is not None and schedule.next_run.year == 9999
+    task = manager.add_task(Runs(), {"valid_after": options.get("at", 1e300)})
+    assert "Dec 30" in str(manager.explain(task))
+    await manager.close()
 
 
 async def test_a_single_run_whose_time_came_in_a_pause_comes_after_it() -> None:

@@ -10,7 +10,10 @@ from math import floor
 from async_task_manager._validate import exact
 from async_task_manager.errors import InvalidType, InvalidValue
 
-__all__ = ["first_instant", "next_border", "zone_of"]
+__all__ = ["first_instant", "next_border", "shown_at", "zone_of"]
+
+LAST = datetime(9999, 12, 30, tzinfo=UTC).timestamp()
+"""In every zone there is a date for it; the calendar ends a day later."""
 
 
 def zone_of(timezone: object) -> tzinfo:
@@ -34,6 +37,14 @@ def zone_of(timezone: object) -> tzinfo:
             f"timezone must be an IANA name such as 'America/Los_Angeles', not {timezone!r} "
             "(on a system without time zones: pip install tzdata)"
         ) from None
+
+
+def shown_at(epoch: float, zone: tzinfo | None = None) -> datetime:
+    """What the zone's clocks show at an instant, in epoch seconds; None: the system's clock, naive.
+
+    What lies beyond the calendar is shown as the end of it: somebody only wants to read it.
+    """
+    return datetime.fromtimestamp(min(epoch, LAST), zone)
 
 
 def first_instant(local: datetime, zone: tzinfo) -> int:

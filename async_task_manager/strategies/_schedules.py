@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
-from math import floor, inf
+from math import floor, inf, nextafter
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from async_task_manager.strategies._clocks import shown_at
 from async_task_manager.task import Task
 
 if TYPE_CHECKING:
@@ -127,6 +128,8 @@ class Schedule:
         self._slot = inf
         self.due = inf
         """The next instant, with its jitter; inf: not known yet, or never."""
+        self._last = -inf
+        """The last instant that has come: whatever pauses or sets clocks, it comes once."""
         self._running: list[Task[Any]] = []
         self._firings: deque[Firing] = deque(maxlen=HISTORY)
 
@@ -140,7 +143,7 @@ class Schedule:
         offset = 0.0 if self.by_wall else self._owner.wall_offset
         if self.state != "active" or self.due == inf or offset is None:
             return None
-        return datetime.fromtimestamp(self.due + offset, self._options.zone)
+        return shown_at(self.due + offset, self._options.zone)
 
     @property
     def history(self) -> tuple[Firing, ...]:
@@ -184,11 +187,13 @@ class Schedule:
             first = self._trigger.after(-inf)
         else:
             # `after` is strict, and a run may be due just now, or just at the start.
-            first = self._trigger.after(_before(time if start is None else max(start, time)))
+            since = _before(time if start is None else max(start, time))
+            first = self._trigger.after(max(since, self._last))
         self._aim(first)
 
     def correct(self, time: float) -> None:
         """The clock was far ahead, and has been set right: what it said counts no more."""
+        self._last = -inf
         if self.due < inf and self._trigger is not None and not isinstance(self._trigger, Once):
             self._aim(self._trigger.after(time))
 
@@ -223,13 +228,15 @@ class Schedule:
         are passed over; the next one is aimed at.
         """
         assert self._trigger is not None
-        slots = [self.due]
-        following = self._trigger.after(self._slot)
+        slots, self._last = [self.due], self._slot
+        following = self._trigger.after(self._last)
         while following <= min(time, self._options.end) and len(slots) < AT_ONCE:
             slots.append(following)
+            self._last = following
             following = self._trigger.after(following)
         more = following <= time and self._options.coalesce
         if more:
+            self._last = time
             following = self._trigger.after(time)
         self._aim(following)
         return slots, more
@@ -238,9 +245,13 @@ class Schedule:
         if slot > self._options.end or slot == inf:
             self._finish()
             return
-        self._slot = slot
-        jitter = self._options.jitter
-        self.due = slot + (self._random.uniform(0, jitter) if jitter else 0.0)
+        self._slot = self.due = slot
+        if self._options.jitter:
+            assert self._trigger is not None
+            # One that came after the next would be coalesced with it, and so be lost.
+            next_one = nextafter(self._trigger.after(slot), slot)
+            latest = min(slot + self._options.jitter, next_one, self._options.end)
+            self.due = self._random.uniform(slot, latest)
         self._owner.aim(self)
 
     def _finish(self) -> None:
@@ -269,7 +280,7 @@ class Schedule:
 
     def _moment(self, slot: float) -> datetime:
         offset = 0.0 if self.by_wall else self._owner.wall_offset or 0.0
-        return datetime.fromtimestamp(slot + offset, self._options.zone)
+        return shown_at(slot + offset, self._options.zone)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Schedule:
         # A copy runs nothing by itself: it knows of the tasks that were copied along.

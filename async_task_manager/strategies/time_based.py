@@ -135,7 +135,8 @@ class TimeBasedStrategy(Hold, Source):
                 datetimes are read.
             start: No run before that: a datetime, or epoch seconds.
             end: No run after it.
-            jitter: Seconds, at least 0: each run comes up to so much later, at random.
+            jitter: Seconds, at least 0: each run comes up to so much later, at random, but before
+                the next, and not after ``end``.
             misfire_grace_time: Seconds, above 0. A run that could not start within them (the
                 machine slept, the manager was stopped, the clock was set) is missed. None: it runs
                 however late it is.
