@@ -602,6 +602,35 @@ async def test_tasks_of_a_function_that_is_gone_are_kept(
     assert gate.came == ["running", "a"]
 
 
+async def test_an_idle_service_writes_nothing(store: str) -> None:
+    service, gate = gated(store)
+    gate.open.set()
+    async with served(service) as client:
+        await result(client, await submit(client, x="a"))
+        await asyncio.sleep(1.5)
+        log = Path(f"{store[10:]}-wal")
+        before = log.stat().st_mtime_ns, log.stat().st_size
+        await asyncio.sleep(2.5)
+        assert (log.stat().st_mtime_ns, log.stat().st_size) == before
+
+
+async def test_questions_are_answered_from_indexes(store: str) -> None:
+    service, _ = gated(store)
+    async with served(service):
+        with closing(sqlite3.connect(store[10:])) as file:
+            for question in (
+                "SELECT * FROM tasks WHERE user_id = 'a' ORDER BY number DESC LIMIT 50",
+                "SELECT * FROM tasks WHERE user_id = 'a' AND idempotency_key = 'k'",
+                "SELECT min(finished) FROM tasks WHERE finished IS NOT NULL",
+                "SELECT * FROM tasks WHERE finished IS NOT NULL ORDER BY finished LIMIT 500",
+            ):
+                plan = file.execute(f"EXPLAIN QUERY PLAN {question}").fetchall()
+                steps = [step[3] for step in plan]
+                assert all("USING INDEX" in step or "USING COVERING" in step for step in steps), (
+                    steps
+                )
+
+
 async def test_a_full_disk_is_told_and_recovered_from(
     store: str, caplog: pytest.LogCaptureFixture
 ) -> None:

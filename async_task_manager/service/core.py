@@ -102,6 +102,8 @@ class Core:
         self.metrics = Metrics(self)
         self.entries: dict[int, Entry] = {}
         """What has not ended, by number."""
+        self.happenings = 0
+        """Grows whenever something happens that a limit may remember."""
         self.stopping = self.closing = False
         self.wall: Callable[[], float] = time.time
         self._submitting: dict[
@@ -295,6 +297,7 @@ class Core:
         self, event: Queued | Started | Retried | Finished | Rejected | Expired, entry: Entry
     ) -> None:
         live = self.live
+        self.happenings += 1
         if isinstance(event, Queued):
             live.queued(entry)
         elif isinstance(event, Started):

@@ -44,7 +44,8 @@ SCHEMA = (
     args BLOB
     )""",
     "CREATE INDEX ended ON tasks (finished) WHERE finished IS NOT NULL",
-    "CREATE INDEX users ON tasks (user_id, idempotency_key)",
+    "CREATE INDEX users ON tasks (user_id)",
+    "CREATE INDEX keys ON tasks (user_id, idempotency_key) WHERE idempotency_key IS NOT NULL",
 )
 
 Row = tuple[Any, ...]
@@ -184,6 +185,15 @@ class Store:
         return len(numbers)
 
     # ---- what is kept, and for how long -----------------------------------------------------
+
+    def has_old(self, before: float, count: int, size: int) -> bool:
+        """Whether `prune` would find something: known without a write."""
+        if self.kept > count or self.kept_bytes > size:
+            return True
+        (oldest,) = self._read.execute(
+            "SELECT min(finished) FROM tasks WHERE finished IS NOT NULL"
+        ).fetchone()
+        return oldest is not None and oldest <= before
 
     def prune(self, before: float, count: int, size: int) -> Future[int]:
         """Forgets ended tasks: those that ended before an instant, and the oldest beyond the

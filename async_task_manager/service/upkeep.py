@@ -36,6 +36,7 @@ class Upkeep:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._next_copy = 0.0
+        self._copied = core.happenings  # an idle service writes nothing
         self._task = asyncio.create_task(self._run())
 
     def stop(self) -> None:
@@ -48,7 +49,7 @@ class Upkeep:
             self._core.store_again()
             try:
                 await self._forget()
-                if time.monotonic() >= self._next_copy:
+                if self._core.happenings != self._copied and time.monotonic() >= self._next_copy:
                     began = time.monotonic()
                     await self.keep_state()
                     took = time.monotonic() - began
@@ -60,13 +61,15 @@ class Upkeep:
         """Ended tasks that are too old, or too many."""
         core = self._core
         settings = core.settings
+        bounds = settings.max_results, settings.max_store_bytes
         before = core.wall() - settings.result_ttl
-        while await core.store.prune(before, settings.max_results, settings.max_store_bytes):
-            pass
+        while core.store.has_old(before, *bounds):
+            await core.store.prune(before, *bounds)
 
     async def keep_state(self) -> None:
         """Copies the limits' state and the users' history into the store."""
         core = self._core
+        self._copied = core.happenings
         state = dump_state(core.chain, core.manager.time(), core.wall())
         pieces = []
         began = time.monotonic()
