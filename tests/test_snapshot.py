@@ -171,16 +171,21 @@ class ExplainedLife(Life):
         pass
 
 
-def test_what_an_explanation_names_is_what_binds() -> None:
+class ExplainedLifeWithBatches(ExplainedLife):
+    batches = True
+
+
+@pytest.mark.parametrize(("kind", "seeds"), [(ExplainedLife, 300), (ExplainedLifeWithBatches, 200)])
+def test_what_an_explanation_names_is_what_binds(kind: type[ExplainedLife], seeds: int) -> None:
     explained = 0
-    for seed in range(300):
-        life = ExplainedLife(seed, 12 + seed % 30)
+    for seed in range(seeds):
+        life = kind(seed, 12 + seed % 30)
         try:
             life.live()
         except Exception as error:
             raise AssertionError(f"life {seed}: {error!r}") from error
         explained += life.explained
-    assert explained > 1_000
+    assert explained > 3 * seeds
 
 
 # ---- one by one ---------------------------------------------------------------------------------
