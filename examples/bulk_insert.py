@@ -51,6 +51,7 @@ async def main() -> None:
     assert count == 999
     assert len(failed) == 1
     assert transactions <= 115
+    database.close()
 
 
 if __name__ == "__main__":
