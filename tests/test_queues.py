@@ -34,7 +34,7 @@ class Backend:
     """A backend under test, and how it differs."""
 
     queue: MessageQueue
-    again: Callable[[], MessageQueue]
+    again: MessageQueue
     """Another door to the same queue, or the same one."""
     lease: float = 0.3
     """Seconds, the queue's visibility timeout."""
@@ -53,16 +53,16 @@ async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
     options: dict[str, Any] = {"visibility_timeout": 0.3, "max_receives": 2}
     if request.param == "memory":
         queue: MessageQueue = MemoryQueue(**options)
-        backend = Backend(queue, lambda: queue)
+        backend = Backend(queue, queue)
     elif request.param == "sqlite":
         path = tmp_path / "queue.db"
         queue = SqliteQueue(path, **options)
-        backend = Backend(queue, lambda: SqliteQueue(path, **options))
+        backend = Backend(queue, SqliteQueue(path, **options))
     else:
         server = request.getfixturevalue("sqs")
         queue = SqsQueue(server.make(fifo=request.param == "fifo"))
-        backend = Backend(queue, lambda: queue, 1.0, fenced=False)
-    async with queue:
+        backend = Backend(queue, queue, 1.0, fenced=False)
+    async with queue, backend.again:
         yield backend
 
 
@@ -140,7 +140,7 @@ async def test_receive_waits_for_what_comes(backend: Backend) -> None:
     assert 0.1 <= loop.time() - began < 5
     waiting = [asyncio.create_task(bodies(queue, 1, 20)) for _ in range(2)]
     await asyncio.sleep(0.05)
-    await send(backend.again(), "a", "b")
+    await send(backend.again, "a", "b")
     assert sorted([body for (body,) in await asyncio.gather(*waiting)]) == ["a", "b"]
     assert loop.time() - began < 15
 

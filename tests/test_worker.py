@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -859,6 +860,24 @@ async def test_a_thread_that_cannot_be_stopped_keeps_its_lease() -> None:
     free.set()
 
 
+async def test_it_can_be_changed_before_it_runs(tmp_path: Path) -> None:
+    at_work: list[int] = []
+
+    def handler(message: Message) -> None:
+        at_work.append(worker.in_threads)
+
+    url = f"sqlite:///{tmp_path}/queue.db"
+    worker = Worker("memory://", handler, at_once(5))
+    worker.configure(queue=url, max_concurrent=1, max_threads=3, grace=1)
+    await sent(worker.queue, *range(20))
+    await worker.run(until_empty=True)
+    assert at_work == [1] * 20
+    with pytest.raises(InvalidValue, match="max_threads"):
+        worker.configure(max_threads=0)
+    with pytest.raises(InvalidValue, match="grace"):
+        worker.configure(grace=-1)
+
+
 async def test_it_works_with_the_url_of_a_queue(tmp_path: Path) -> None:
     from async_task_manager.queues import open_queue
 
@@ -920,6 +939,76 @@ async def test_messages_of_a_group_follow_each_other(
             mine = [n for g, n in order if g == group]
             assert mine == ([0, 1, 1, 2, 3, 4] if ends == "badly" else [0, 1, 2, 3, 4])
         assert (await queue.depth()).dead == (2 if ends == "dead" else 0)
+
+
+class Fifo(Recording):
+    """A queue that gives out several of a group at once, as FIFO queues of SQS do."""
+
+    async def receive(self, *args: Any, **options: Any) -> list[Message]:
+        batch = await super().receive(10, *args[1:], **options)
+        return [replace(message, attributes={"group_id": "g"}) for message in batch]
+
+
+async def test_stopped_it_gives_back_a_group_but_for_what_runs() -> None:
+    async def handler(message: Message) -> None:
+        await asyncio.sleep(10)
+
+    queue = await sent(Fifo(), *range(5))
+    worker = Worker(queue, handler, at_once(5))
+    run = asyncio.create_task(worker.run())
+    await asyncio.sleep(3)
+    worker.stop()
+    await asyncio.sleep(0.1)
+    assert await queue.depth() == Depth(4, 0, 1, 0)
+    await run
+    assert (worker.stats().acknowledged, worker.stats().returned) == (1, 4)
+
+
+async def test_who_loses_the_first_of_a_group_gives_back_those_behind() -> None:
+    began: list[Any] = []
+
+    async def handler(message: Message) -> None:
+        began.append(message.body)
+        if now() < 5:
+            await queue.release([message], 60)
+        await asyncio.sleep(20)
+
+    queue = Fifo()
+    await sent(queue, *range(3))
+    worker = Worker(queue, handler, at_once(5))
+    async with working(worker):
+        await asyncio.sleep(300)
+    assert began[:2] == [0, 1]
+    assert worker.stats().lost == 1
+    assert await queue.depth() == EMPTY
+
+
+async def test_what_stands_behind_another_can_be_lost_too() -> None:
+    began: list[Any] = []
+
+    async def handler(message: Message) -> None:
+        began.append((message.body, message.receive_count))
+        if now() < 5:
+            _, second = queue.given
+            await queue.release([second], 100)
+        await asyncio.sleep(30)
+
+    class Remembering(Fifo):
+        given: list[Message] = []  # noqa: RUF012  # of the one queue of this test
+
+        async def receive(self, *args: Any, **options: Any) -> list[Message]:
+            batch = await super().receive(*args, **options)
+            self.given = self.given or batch
+            return batch
+
+    queue = Remembering()
+    await sent(queue, "first", "second")
+    worker = Worker(queue, handler, at_once(5))
+    async with working(worker):
+        await asyncio.sleep(300)
+    assert began == [("first", 1), ("second", 2)]
+    assert worker.stats().lost == 1
+    assert await queue.depth() == EMPTY
 
 
 @pytest.mark.real_time

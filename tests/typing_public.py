@@ -12,9 +12,11 @@ from typing import Any, assert_type
 
 from async_task_manager import Chain, RateLimited, Task, TaskManager, current_task
 from async_task_manager.headers import Quota, quotas, retry_after
+from async_task_manager.queues import DeadLetter, Depth, Message, MessageQueue, open_queue
 from async_task_manager.simulation import Job, Report, compare, generate, simulate
 from async_task_manager.strategies import (
     BaseStrategy,
+    BulkStrategy,
     ConcurrentLimitStrategy,
     CooldownStrategy,
     Feedback,
@@ -37,6 +39,7 @@ from async_task_manager.strategies import (
 )
 from async_task_manager.task import Outcome
 from async_task_manager.testing import check_strategy, run_virtual
+from async_task_manager.worker import Worker, WorkerStats
 
 
 async def number(of: str = "") -> int:
@@ -157,6 +160,29 @@ def failures_are_typed(task: Task[int]) -> Chain:
         RetryStrategy(budget=RetryBudget(0.1, 1), max_rate_limited=3, seed=1),
         CooldownStrategy(key="host", default_seconds=2),
     )
+
+
+async def messages() -> None:
+    async with open_queue("memory://") as queue:
+        assert_type(queue, MessageQueue)
+        assert_type(await queue.send([Message({"n": 1}, {"priority": "high"})]), list[str])
+        batch = await queue.receive(10, 5.0)
+        assert_type(batch, list[Message])
+        assert_type(await queue.acknowledge(batch), list[Exception | None])
+        assert_type(await queue.release(batch, [1.0], reason="why"), list[Exception | None])
+        assert_type(await queue.dead_letters(), list[DeadLetter])
+        assert_type(await queue.depth(), Depth)
+
+        async def handler(message: Message) -> None:
+            assert_type(message.receive_count, int)
+
+        async def many(batch: list[Message]) -> list[None]:
+            return [None] * len(batch)
+
+        worker = Worker(queue, handler, ConcurrentLimitStrategy(5), max_held=100)
+        Worker("sqlite:///tasks.db", BulkStrategy(many), ConcurrentLimitStrategy(5))
+        assert_type(await worker.run(), None)
+        assert_type(worker.stats(), WorkerStats)
 
 
 class Custom(BaseStrategy):

@@ -102,5 +102,5 @@ class HeldMessages:
 
     def behind(self, held: Held) -> list[Held]:
         """Those that stand behind it in its group."""
-        members = self._groups.get(held.message.attributes.get("group_id", ""), ())
-        return [other for other in members if other.task is None]
+        members = tuple(self._groups.get(held.message.attributes.get("group_id", ""), ()))
+        return list(members[members.index(held) + 1 :]) if held in members else []

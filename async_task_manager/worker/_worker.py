@@ -371,7 +371,8 @@ class Worker:
         following = self._held.remove(held)
         self._moved.set()
         if done and following is not None and not self._stopping.is_set():
-            self._start(following)
+            if not following.settled:  # else it goes back just now, as the one before it was lost
+                self._start(following)
             return
         for other in behind:
             if not other.settled:
