@@ -222,10 +222,13 @@ def test_an_input_is_never_overwritten(name: str, folder: Path) -> None:
 
 def test_failures_show_in_the_exit_code(folder: Path) -> None:
     with (folder / "in.jsonl").open("a") as file:
-        file.write("nonsense\n")
+        file.write("nonsense\n" * 7)
     ran = atm(*ARGUMENTS, cwd=folder)
     assert ran.returncode == 1
-    assert "12 succeeded, 1 invalid" in ran.stdout
+    assert "12 succeeded, 7 invalid" in ran.stdout
+    told = ran.stderr.splitlines()
+    assert [line.split(":")[1] for line in told[:5]] == [f" line {n}" for n in range(13, 18)]
+    assert told[5:] == ["atm: and 2 more lines are no requests"]
 
 
 def test_a_bad_config_is_told_before_anything_is_sent(folder: Path) -> None:
@@ -326,7 +329,7 @@ def test_strict_stops_at_a_malformed_line(folder: Path) -> None:
     ran = atm(*ARGUMENTS, "--strict", "--look-ahead", "3", cwd=folder)
     assert ran.returncode == 1
     assert ran.stderr.startswith("atm: line 13: not valid JSON")
-    assert ran.stderr.endswith("; stopped there, as --strict says\n")
+    assert ran.stderr.endswith("\natm: stopped there, as --strict says\n")
 
 
 def test_a_report_and_a_picture(folder: Path) -> None:

@@ -805,7 +805,7 @@ async def test_a_strict_run_stops_at_what_is_no_request() -> None:
         batch, sink = Batch(flow, strict=True, look_ahead=10), io.BytesIO()
         lines = [json.dumps({"path": "/"})] * 50 + ["nonsense"] + [json.dumps({"path": "/"})] * 50
         summary = await batch.run(lines, Ledger(sink))
-    assert batch.malformed is not None and batch.malformed.startswith("line 51: not valid JSON")
+    assert batch.stopped and batch.malformed[0].startswith("line 51: not valid JSON")
     assert 39 <= summary.statuses["succeeded"] <= 50
     assert summary.statuses["invalid"] == 1
 

@@ -44,7 +44,11 @@ def atm(
         ),
     ] = False,
 ) -> None:
-    """Work that must respect limits."""
+    """Work that must respect limits.
+
+    **Begin with:** `atm init flow.toml`, `atm check flow.toml`, then
+    `atm run requests.jsonl --config flow.toml --output results.jsonl`
+    """
 
 
 class Format(StrEnum):

@@ -168,8 +168,13 @@ async def _interruptible(batch: Batch, lines: Lines, ledger: Ledger, console: Co
 def _conclude(batch: Batch, summary: Summary, console: Console) -> int:
     for table in summary.tables():
         console.print(table)
-    if batch.malformed is not None:
-        print(f"atm: {batch.malformed}; stopped there, as --strict says", file=sys.stderr)
+    for line in batch.malformed:
+        print(f"atm: {line}", file=sys.stderr)
+    more = summary.statuses["invalid"] - len(batch.malformed)
+    if more > 0:
+        print(f"atm: and {more} more lines are no requests", file=sys.stderr)
+    if batch.stopped:
+        print("atm: stopped there, as --strict says", file=sys.stderr)
     if batch.interrupted:
         console.print(
             f"interrupted: {summary.unsent} requests that were read were not sent, "
@@ -177,7 +182,7 @@ def _conclude(batch: Batch, summary: Summary, console: Console) -> int:
         )
         print(f"  atm {shlex.join(sys.argv[1:])}")
     console.print(f"429s: {summary.too_many}", highlight=False)
-    if batch.interrupted and batch.malformed is None:
+    if batch.interrupted and not batch.stopped:
         return INTERRUPTED
     return SUCCEEDED if summary.all_succeeded else FAILED
 

@@ -39,6 +39,8 @@ LOOK_AHEAD_BYTES: Final = 32 * 1024 * 1024
 """Of the lines that are read and not done; however few these are, no more are read."""
 BREATH: Final = 16
 """Lines after which what has arrived meanwhile is looked at."""
+MALFORMED: Final = 5
+"""Lines that are named; all are counted."""
 SYNC_EVERY: Final = 1.0
 """Seconds between one time that the results are forced to the disk and the next."""
 
@@ -83,8 +85,10 @@ class Batch:
         """The counts so far."""
         self._record = Record(self._chain) if record else None
         self.interrupted = False
-        self.malformed: str | None = None
-        """The line that ended a strict run, and why."""
+        self.stopped = False
+        """Whether a strict run was ended by a line that was no request."""
+        self.malformed: list[str] = []
+        """The first few lines that were no requests, by their numbers, and why."""
         self._open: dict[Task[Answer], Entry] = {}
         self._bytes = 0
         self._moved = asyncio.Event()
@@ -252,8 +256,10 @@ class Batch:
     def _refuse(self, result: dict[str, Any], error: Exception) -> None:
         result["error"] = str(error)
         if result["status"] == "invalid":
-            if self._strict:
-                self.malformed = f"line {result['line']}: {error}"
+            if len(self.malformed) < MALFORMED:
+                self.malformed.append(f"line {result['line']}: {error}")
+            if self._strict and not self.interrupted:
+                self.stopped = True
                 self.interrupt()
             if self._ledger.told(result["line"]):
                 self.summary.record(result)
