@@ -115,7 +115,7 @@ def run_ahead(
     on_end: Callable[[Task[Any], Outcome, float], object] | None = None,
     on_gone: Gone | None = None,
     outcome_of: Callable[[Task[Any], float, float], Outcome] | None = None,
-    over: Callable[[float], bool] | None = None,
+    over: Callable[[float, float], bool] | None = None,
     until: float = inf,
 ) -> float:
     """Runs the chain until nothing is left to happen, or ``over``; gives the instant then.
@@ -130,7 +130,8 @@ def run_ahead(
         on_end: Told of each end of an attempt that is final.
         on_gone: Told of tasks that are refused, rejected or expired.
         outcome_of: (task, started, now) -> how the attempt ended; None: it succeeds.
-        over: Asked once nothing more happens at an instant, whether that was the last.
+        over: Asked once nothing more happens at an instant, with that and the next, whether it was
+            the last.
         until: What would happen later doesn't.
 
     In the order in which a manager does it: what may start at an instant, a few at a time, with
@@ -174,11 +175,11 @@ def run_ahead(
         wake = next_wake(now)
         if wake <= now:
             continue
-        if over is not None and over(now):
-            return now
         instant = wake if wake < coming else coming
         if ends and ends[0][0] < instant:
             instant = ends[0][0]
+        if over is not None and over(now, instant):
+            return now
         if instant > until or instant == inf:
             return now if instant == inf else until
         now = instant
@@ -379,7 +380,7 @@ def look(
     def gone(ghost: Task[Any], error: Exception, at: float) -> None:
         left.pop(ghost, None)
 
-    def over(at: float) -> bool:
+    def over(at: float, following: float) -> bool:
         return not left or (not to_the_end and task in starts) or strangers > STRANGERS
 
     run_ahead(

@@ -747,6 +747,16 @@ def test_samples_stay_few_however_long_it_lasts() -> None:
     assert use.mean == pytest.approx(2.5 / 3, abs=0.05)
 
 
+def test_what_nothing_happens_in_counts_as_it_was() -> None:
+    jobs = [Job(0.0, 1.0), Job(0.0, 1.0), Job(99.0, 1.0)]
+    report = simulate(Chain(ConcurrentLimitStrategy(1), SlidingWindowStrategy(2, 10)), jobs)
+    slots, window = report.limits
+    assert slots.mean == pytest.approx(3 / 100, abs=0.01)
+    # Both starts for 9 of the first 11 s, one for the others and for the last.
+    assert window.mean == pytest.approx((9 + 2 / 2 + 1 / 2) / 100, abs=0.01)
+    assert (slots.peak, window.peak) == (1.0, 1.0)
+
+
 def text_of(svg: str) -> str:
     return " ".join(
         "".join(e.itertext()) for e in ET.fromstring(svg).iter() if e.tag[-4:] == "text"

@@ -107,9 +107,12 @@ class _Simulation:
         self.began = start
         self.chain.set_wall_offset(start, 0.0)
 
-        def over(now: float) -> bool:
-            if now >= self.series.next:
-                self.series.note(now)
+        series = self.series
+        last = inf if until is None else until
+
+        def over(now: float, following: float) -> bool:
+            if following >= series.next:
+                series.note_until(now, min(following, last))
             # A schedule goes on for ever.
             return self.exhausted and self.ends.total() == len(self.arrived)
 
@@ -123,9 +126,9 @@ class _Simulation:
             on_gone=self.gone,
             outcome_of=self.outcome,
             over=over,
-            until=inf if until is None else until,
+            until=last,
         )
-        self.series.note(ended)
+        series.note(ended)
         return Report.of(self)
 
     def arrivals(self, workload: Iterable[Job]) -> Iterator[tuple[float, Task[Any]]]:
