@@ -35,6 +35,8 @@ class Waits:
         """Who waits for each."""
         self._own: dict[Task[Any], tuple[Any, ...]] = {}
         """The ranks that those had before which have inherited better ones."""
+        self._warned: set[Task[Any]] = set()
+        """Those that wait for a queue of others need to hear of it once."""
 
     def begin(
         self, task: Task[Any], other: Task[Any], running: Collection[Task[Any]], now: float
@@ -42,7 +44,7 @@ class Waits:
         """A running task waits for another one; gives those that have other ranks now."""
         self._for.setdefault(task, {})[other] = None
         self._by.setdefault(other, {})[task] = None
-        if other._state == "queued" and task._state == "running":
+        if other._state == "queued" and task._state == "running" and task not in self._warned:
             self._warn(task, other, running, now)
         return list(self._pass_on(other, now))
 
@@ -53,6 +55,8 @@ class Waits:
             found.pop(another, None)
             if not found:
                 table.pop(one, None)
+        if task not in self._for:
+            self._warned.discard(task)
         return list(self._pass_on(other, now))
 
     def _pass_on(self, task: Task[Any], now: float) -> Iterator[Task[Any]]:
@@ -89,6 +93,7 @@ class Waits:
         if task in holders and all(
             any(o._state == "queued" for o in self._for.get(holder, ())) for holder in holders
         ):
+            self._warned.add(task)
             logger.warning(
                 "deadlock: %r waits for %r, which waits for its place in %s: await it after the "
                 "work, or give the two different limits",

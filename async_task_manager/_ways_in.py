@@ -21,6 +21,25 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+class Waiting:
+    """That whoever calls waits for tasks of the manager: a wait of one of its own tasks lends them
+    its priority, and may be a deadlock.
+    """
+
+    def __init__(self, manager: TaskManager) -> None:
+        caller = _current.get(None)
+        self._manager = manager
+        self._caller = caller if caller is not None and caller._host() is manager else None
+
+    def begin(self, task: Task[Any]) -> None:
+        if self._caller is not None and not task.done():
+            self._manager.waits(self._caller, task)
+
+    def end(self, task: Task[Any]) -> None:
+        if self._caller is not None:
+            self._manager.waits_no_more(self._caller, task)
+
+
 class Turn:
     """A task whose work is the body of an ``async with``: its permits are held while that runs."""
 
@@ -50,11 +69,15 @@ class Turn:
         self._over: asyncio.Future[None] = loop.create_future()
         task = self._task = self._manager.add_task(self._hold(), self._metadata, **self._options)
         task.add_done_callback(self._ended)
+        waiting = Waiting(self._manager)
+        waiting.begin(task)
         try:
             await self._came
         except asyncio.CancelledError:
             task.cancel()
             raise
+        finally:
+            waiting.end(task)
         if task.done():
             task.result()  # rejected, expired or cancelled: its turn never came
         self._owner = asyncio.current_task()
@@ -94,11 +117,13 @@ class Turn:
             del error, traceback
 
     async def _hold(self) -> None:
-        self._came.set_result(None)
+        if not self._came.done():  # else whoever waits was cancelled just now, and cancels this
+            self._came.set_result(None)
         await self._left
 
     def _ended(self, task: Task[None]) -> None:
-        self._over.set_result(None)
+        if not self._over.done():  # else the caller was cancelled as it left
+            self._over.set_result(None)
         if task.state == "failed":
             task.exception()  # whoever runs the body gets it
         if not self._came.done():
@@ -121,11 +146,13 @@ async def mapped(
     room = asyncio.Semaphore(ahead)
     ready: asyncio.Queue[Task[R] | None] = asyncio.Queue()
     alive: dict[Task[R], None] = {}
+    waiting = Waiting(manager)
 
     async def take(item: T) -> None:
         await room.acquire()
         task = await manager.put(partial(fn, item), metadata_of(item))
         alive[task] = None
+        waiting.begin(task)
         if ordered:
             ready.put_nowait(task)
         else:
@@ -139,26 +166,47 @@ async def mapped(
             for item in items:
                 await take(item)
 
+    def fed(feeder: asyncio.Task[None]) -> None:
+        if not feeder.cancelled():
+            feeder.exception()  # it is raised below, unless the iteration was left before
+        ready.put_nowait(None)
+
     feeder = asyncio.create_task(feed())
-    feeder.add_done_callback(lambda _: ready.put_nowait(None))
+    feeder.add_done_callback(fed)
     try:
         while not feeder.done() or alive:
             task = await ready.get()
             if task is None:
                 feeder.result()  # raises what the items, or their metadata, raised
                 continue
-            result = await task.wait()
+            try:
+                result = await task.wait()
+            except Exception:
+                for other in alive:
+                    other.add_done_callback(no_news)
+                raise
             del alive[task]
+            waiting.end(task)
             room.release()
             yield result
     finally:
         feeder.cancel()
         for task in alive:
+            waiting.end(task)
             task.cancel()
 
 
-async def gathered(tasks: list[Task[Any]], return_exceptions: bool) -> list[Any]:
+def no_news(task: Task[Any]) -> None:
+    """Another failure was told, so that this one, if it is one, need not be logged."""
+    if task.state != "cancelled":
+        task.exception()
+
+
+async def gathered(
+    manager: TaskManager, tasks: list[Task[Any]], return_exceptions: bool
+) -> list[Any]:
     """The results of all, in order; a wait that is cancelled cancels them."""
+    waiting = Waiting(manager)
     over: asyncio.Future[Task[Any] | None] = asyncio.get_running_loop().create_future()
     left = len(tasks)
 
@@ -166,8 +214,7 @@ async def gathered(tasks: list[Task[Any]], return_exceptions: bool) -> list[Any]
         nonlocal left
         left -= 1
         if over.done():
-            if task.state != "cancelled":
-                task.exception()  # one failure was told; the others are no news
+            no_news(task)
         elif task.state != "succeeded" and not return_exceptions:
             over.set_result(task)
         elif not left:
@@ -175,6 +222,7 @@ async def gathered(tasks: list[Task[Any]], return_exceptions: bool) -> list[Any]
 
     for task in tasks:
         task.add_done_callback(ended)
+        waiting.begin(task)
     if not tasks:
         return []
     try:
@@ -183,6 +231,9 @@ async def gathered(tasks: list[Task[Any]], return_exceptions: bool) -> list[Any]
         for task in tasks:
             task.cancel()
         raise
+    finally:
+        for task in tasks:
+            waiting.end(task)
     if failed is not None:
         failed.result()
     return [outcome(task) if return_exceptions else task.result() for task in tasks]

@@ -252,18 +252,28 @@ class TaskManager(Asked):
     ) -> list[Task[T]]:
         """`add_task` for each, with the same metadata and time limits: all of them or none.
 
-        Raises what `add_task` raises for the first that is refused.
+        Raises what `add_task` raises for the first that is refused; and
+            InvalidType: ``works`` isn't iterable.
         """
-        works = list(works)
+        if not isinstance(works, Iterable):
+            discard(works)
+            raise InvalidType(f"add_tasks() needs an iterable of works, not {works!r}")
+        given: list[Work[T] | Task[T]] = []
+        try:
+            given.extend(works)
+        except BaseException:  # of a generator: what it gave before is here
+            for work in given:
+                discard(work)
+            raise
         tasks: list[Task[T]] = []
         try:
-            for work in works:
+            for work in given:
                 # One by one: after a refusal, what was taken in so far has to be known.
                 tasks.append(self.add_task(work, metadata, **options))  # noqa: PERF401
         except BaseException:
             for task in tasks:
                 task.cancel()
-            for work in works[len(tasks) + 1 :]:
+            for work in given[len(tasks) + 1 :]:  # `add_task` knows what to do with its own
                 discard(work)
             raise
         return tasks
@@ -415,7 +425,7 @@ class TaskManager(Asked):
             for work in works:
                 discard(work)
             raise
-        return await gathered(self.add_tasks(works, metadata), return_exceptions)
+        return await gathered(self, self.add_tasks(works, metadata), return_exceptions)
 
     def _check_started(self, what: str) -> None:
         if self._autostart:

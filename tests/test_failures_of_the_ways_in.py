@@ -102,7 +102,9 @@ async def clean(manager: TaskManager, slots: Slots) -> None:
 
 
 @ways
-async def test_a_caller_may_be_cancelled_at_any_step(way: Any) -> None:
+async def test_a_caller_may_be_cancelled_at_any_step(
+    way: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     for steps in range(14):
         for busy in (0, 3):  # slots are free, or taken with one more waiting
             manager, slots = await started()
@@ -115,6 +117,36 @@ async def test_a_caller_may_be_cancelled_at_any_step(way: Any) -> None:
                 await caller
             await asyncio.gather(*others)
             await clean(manager, slots)
+            assert manager.stats().failed == 0  # nobody failed, so nobody learns of a failure
+            assert not caplog.records
+
+
+async def brief(seconds: float = 0) -> float:
+    """Over after one turn of the loop."""
+    await asyncio.sleep(0)
+    return seconds
+
+
+async def by_brief_turn(manager: TaskManager, work: Work) -> Any:
+    async with manager.turn():
+        return await work()
+
+
+@pytest.mark.parametrize("way", [*WAYS, by_brief_turn], ids=lambda way: way.__name__[3:])
+async def test_a_caller_may_be_cancelled_as_it_leaves(
+    way: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    for steps in range(20):
+        manager, slots = await started()
+        caller = asyncio.create_task(way(manager, brief))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        caller.cancel()
+        await asyncio.wait([caller])
+        assert caller.cancelled() or caller.result() is not None
+        await clean(manager, slots)
+        assert manager.stats().failed == 0
+        assert not caplog.records
 
 
 class Odd(BaseException):

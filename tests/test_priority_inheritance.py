@@ -9,6 +9,8 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+import pytest
+
 from async_task_manager import Chain, Task, TaskManager
 from async_task_manager.strategies import (
     ConcurrentLimitStrategy,
@@ -76,6 +78,36 @@ async def test_without_inheritance_it_waits_for_the_whole_crowd() -> None:
         world.add("blocker", HIGH)
     await inversion(world)
     assert world.order.index("low") == len(world.order) - 1
+
+
+async def in_place(manager: TaskManager) -> None:
+    async with manager.turn(**LOW):
+        pass
+
+
+async def one_by_one(manager: TaskManager) -> None:
+    async for _ in manager.map(lambda _: asyncio.sleep(1), [1], metadata=LOW):
+        pass
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        in_place,
+        one_by_one,
+        lambda manager: manager.gather(lambda: asyncio.sleep(1), metadata=LOW),
+        lambda manager: manager.wrap(asyncio.sleep, metadata=LOW)(1),
+    ],
+)
+async def test_it_is_so_whichever_way_it_waits(wait: Callable[[TaskManager], Any]) -> None:
+    world = World(2)
+    await world.manager.idle()
+    high = world.add("high", HIGH, lambda: wait(world.manager))
+    world.crowd()
+    await high
+    assert world.order[:2] == ["high", "crowd 0"]
+    assert "crowd 2" not in world.order
+    await world.close()
 
 
 async def test_it_goes_through_any_number_of_waits() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any
 
@@ -425,6 +425,24 @@ async def test_the_first_error_ends_a_map_and_what_it_took_in() -> None:
         assert manager.stats().succeeded == 2
 
 
+async def test_of_the_errors_of_a_map_the_first_is_news(caplog: pytest.LogCaptureFixture) -> None:
+    async with TaskManager(ConcurrentLimitStrategy(10)) as manager:
+        with pytest.raises(ValueError, match="1"):
+            await anext(manager.map(boom, [1, 1, 1]))
+        await manager.join()
+        assert manager.stats().failed == 3
+
+        def items() -> Iterator[float]:
+            yield 1.0
+            raise LookupError("no more")
+
+        results = manager.map(nap, items(), ordered=True)
+        assert await anext(results) == 1
+        await results.aclose()  # left before the items' error
+    gc.collect()
+    assert not caplog.records
+
+
 async def test_the_error_of_the_items_ends_a_map() -> None:
     def items() -> Iterator[float]:
         yield 1.0
@@ -527,8 +545,20 @@ async def test_add_tasks_takes_all_or_none() -> None:
     with pytest.raises(InvalidType, match="not 3"):
         manager.add_tasks([nap(1), 3, nap(2), Task(nap(3))])  # type: ignore[arg-type]
     assert manager.stats().queued == 0
-    with pytest.raises(TypeError):
+    with pytest.raises(InvalidType, match="iterable of works, not 3"):
         manager.add_tasks(3)  # type: ignore[arg-type]
+
+    def works() -> Iterator[Coroutine[Any, Any, float]]:
+        yield nap(1)  # a warning that nobody awaited it would be an error here
+        raise LookupError("no more")
+
+    with pytest.raises(LookupError, match="no more"):
+        manager.add_tasks(works())
+    queued = nap(1)
+    task = manager.add_task(queued)
+    with pytest.raises(InvalidState, match="added already"):
+        manager.add_tasks([queued])
+    assert await task == 1
     await manager.stop()
 
 
@@ -585,6 +615,47 @@ async def test_a_task_that_waits_for_its_own_slot_is_warned_about(
     assert "ConcurrentLimitStrategy(1)" in record.getMessage()
     task.cancel()
     await manager.join()
+    await manager.stop()
+
+
+async def by_turn(manager: TaskManager) -> None:
+    async with manager.turn(name="inner"):
+        pass
+
+
+async def by_map(manager: TaskManager) -> None:
+    async for _ in manager.map(nap, [1, 2, 3]):
+        pass
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda manager: manager.add_task(nap),
+        lambda manager: manager.gather(nap, nap, nap),
+        lambda manager: manager.wrap(nap)(),
+        lambda manager: asyncio.gather(*[manager.wrap(nap)() for _ in range(3)]),
+        by_turn,
+        by_map,
+    ],
+)
+async def test_whichever_way_it_waits_it_is_warned_about_once(
+    wait: Callable[[TaskManager], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = TaskManager(one())
+    await manager.idle()
+
+    async def outer() -> None:
+        await wait(manager)
+
+    for times in (1, 2):
+        task = manager.add_task(outer, name="outer")
+        await asyncio.sleep(1)
+        assert ["deadlock" in record.getMessage() for record in caplog.records] == [True] * times
+        task.cancel()
+        await manager.join()
+    waits = manager._waits
+    assert not (waits._for or waits._by or waits._own or waits._warned)
     await manager.stop()
 
 
