@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +17,7 @@ from async_task_manager.strategies import (
     BaseStrategy,
     BulkStrategy,
     CircuitBreakerStrategy,
+    Collector,
     ConcurrentLimitStrategy,
     CooldownStrategy,
     DeadlineStrategy,
@@ -24,6 +25,7 @@ from async_task_manager.strategies import (
     FairShareStrategy,
     Feedback,
     FixedWindowStrategy,
+    Item,
     Limit,
     Order,
     PriorityQueueStrategy,
@@ -33,6 +35,7 @@ from async_task_manager.strategies import (
     RetryBudget,
     RetryStrategy,
     SlidingWindowStrategy,
+    Source,
     TimeBasedStrategy,
     TokenBucketStrategy,
     Usage,
@@ -63,8 +66,45 @@ class Polled(BaseStrategy):
         return self.interval
 
 
+async def handled() -> None: ...
+
+
 async def handle(values: list[Any]) -> list[Any]:
     return values
+
+
+class Beats(Source):
+    """A task a second, until something is wrong with it."""
+
+    def __init__(self, wrong: str = "") -> None:
+        self.wrong, self.due = wrong, 1.0
+        self.one = Task(handled)
+
+    def next_due(self, now: float) -> float:
+        if self.wrong == "fickle":
+            self.due += 1
+        return math.nan if self.wrong == "nan" else self.due
+
+    def emit(self, now: float) -> list[Any]:
+        if self.wrong != "stuck":
+            self.due += 1
+        wrong: dict[str, list[Any]] = {"stuck": [], "junk": ["junk"], "stale": [self.one]}
+        return wrong.get(self.wrong, [Task(handled)])
+
+
+class Pairs(Collector):
+    """Two at a time."""
+
+    def __init__(self, wrong: str = "") -> None:
+        self.wrong = wrong
+        self.max_size = 2
+        self.min_size = 3 if wrong == "few" else 1
+        self.max_wait = math.inf if wrong == "long" else 0.1
+
+    async def call(self, tasks: Sequence[Task]) -> list[Any]:
+        if self.wrong == "hangs":
+            await asyncio.Event().wait()
+        return [item.value for item in map(Item.of, tasks) if item is not None]
 
 
 STRATEGIES: list[Callable[[], BaseStrategy]] = [
@@ -108,6 +148,8 @@ STRATEGIES: list[Callable[[], BaseStrategy]] = [
     ),
     lambda: ProviderRouterStrategy([Provider("P1"), Provider("P2")], policy="fastest"),
     lambda: WeightedRoundRobinStrategy({"a": 5, "b": 1}),
+    Beats,
+    Pairs,
     lambda: Polled(0.1),
     lambda: Polled(None),
     lambda: Polled(0),
@@ -287,6 +329,14 @@ class Holds(Limit):
         (lambda: Literal(1), "doesn't know"),
         (Never, "finite instant"),
         (TwoDice, "another answer"),
+        (lambda: Beats("nan"), "NaN"),
+        (lambda: Beats("fickle"), "must be pure"),
+        (lambda: Beats("stuck"), "emits nothing"),
+        (lambda: Beats("junk"), "gives Tasks, not 'junk'"),
+        (lambda: Beats("stale"), "gives new Tasks"),
+        (lambda: Pairs("few"), "min_size <= max_size"),
+        (lambda: Pairs("long"), "max_wait"),
+        (lambda: Pairs("hangs"), "still wait"),
     ],
 )
 def test_the_kit_notices(factory: Callable[[], BaseStrategy], complaint: str) -> None:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from async_task_manager._asked import Asked
+from async_task_manager.strategies import base
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -20,3 +21,16 @@ def test_the_reference_shows_what_people_ask_a_manager() -> None:
     shown = re.search(r"TaskManager\n\s+options:\s+inherited_members:\s+\[([^\]]+)\]", page)
     assert shown is not None
     assert set(re.findall(r"\w+", shown[1])) == public(Asked)
+
+
+def test_how_to_write_a_strategy_names_every_hook() -> None:
+    page = (DOCS / "writing-a-strategy.md").read_text(encoding="utf-8")
+    named = {word for code in re.findall(r"`([^`\n]+)`", page) for word in re.findall(r"\w+", code)}
+    everything: list[type[base.Role]] = [
+        thing for thing in vars(base).values() if isinstance(thing, type)
+    ]
+    roles = [cls for cls in everything if issubclass(cls, base.Role)]
+    assert len(roles) == 9
+    for role in roles:
+        hooks = public(role) - public(base.BaseStrategy)
+        assert hooks <= named, f"{role.__name__}: {hooks - named}"

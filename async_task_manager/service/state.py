@@ -26,8 +26,7 @@ def dump_state(chain: Chain, now: float, wall: float) -> dict[str, Any]:
     """The state of every policy of the chain, and the instant at which it is true."""
     policies = {}
     for name, policy in _policies(chain):
-        dump = getattr(policy, "dump", None)
-        state = dump() if dump is not None else None
+        state = policy.dump()
         if state is not None:
             policies[name] = {"was": _signature(policy), "state": state}
     return {"now": now, "wall": wall, "policies": policies}
@@ -113,7 +112,7 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _policies(chain: Chain) -> Iterator[tuple[str, Any]]:
+def _policies(chain: Chain) -> Iterator[tuple[str, Role]]:
     """Every policy with a name that is the same after a restart: its place."""
     for i, stage in enumerate(chain.stages):
         if isinstance(stage, Role):

@@ -239,6 +239,13 @@ class Role(BaseStrategy):
         Many kinds of facts come this way: whatever a policy doesn't know it passes over.
         """
 
+    def dump(self) -> Any:
+        """The state as JSON-able data, so that it can survive a restart; None: nothing to keep."""
+        return None
+
+    def load(self, state: Any) -> None:
+        """Takes back what `dump` gave, in a fresh policy with the same parameters."""
+
     def _private_chain(self) -> Chain:
         if self._private is None:
             # the floor above
@@ -498,13 +505,6 @@ class Limit(Role):
         """The keys of which something is, or was lately, in use: for status."""
         return ()
 
-    def dump(self) -> Any:
-        """The state as JSON-able data, so that the limit can survive a restart."""
-        return None
-
-    def load(self, state: Any) -> None:
-        """Takes back what `dump` gave, in a fresh policy with the same parameters."""
-
     def describe(self) -> str:
         """The limit in a few plain words: "30 requests per minute"."""
         return repr(self)
@@ -659,6 +659,11 @@ class Item:
     def __init__(self, value: Any) -> None:
         self.value = value
 
+    @staticmethod
+    def of(task: Task) -> Item | None:
+        """The task's item; None: it has work of its own, or has ended."""
+        return task._work if isinstance(task._work, Item) else None
+
     def __call__(self) -> Awaitable[Any]:
         """Raises InvalidState: callable, as work is that can be repeated, it is never called."""
         raise InvalidState(f"{self!r} is no work by itself: it needs a BulkStrategy")
@@ -685,7 +690,7 @@ class Collector(Role):
 
     def collects(self, task: Task) -> bool:
         """Whether the task is one of those; asked once, at intake."""
-        return isinstance(task._work, Item)
+        return Item.of(task) is not None
 
     def key_of(self, task: Task) -> Hashable:
         """What its batch has in common; asked once, at intake."""

@@ -119,7 +119,7 @@ class BulkStrategy(Collector):
 
     async def call(self, tasks: Sequence[Task]) -> Sequence[Any]:
         """One call of the handler, for at most ``timeout`` seconds."""
-        values = [task._work.value for task in tasks if isinstance(task._work, Item)]
+        values = [item.value for item in map(Item.of, tasks) if item is not None]
         del tasks  # an error holds this frame, and each of them the error
         limit = asyncio.timeout(self._timeout)
         try:

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import json
 import math
-import random
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from async_task_manager.errors import TaskRejected
 from async_task_manager.manager import TaskManager
 from async_task_manager.strategies.base import (
     BaseStrategy,
+    Collector,
     Feedback,
     GroupOrder,
     Hold,
+    Item,
     Limit,
     Order,
     RetryAt,
     Role,
     Router,
+    Source,
 )
 from async_task_manager.strategies.chain import Chain, is_foreign
 from async_task_manager.strategies.concurrent_limit import ConcurrentLimitStrategy
 from async_task_manager.strategies.priority_queue import PriorityQueueStrategy
-from async_task_manager.task import Outcome, Task
+from async_task_manager.task import Outcome, Task, discard
+from async_task_manager.testing._limit_life import ROUNDS, LimitLife
 from async_task_manager.testing.virtual_time import run_virtual
 
 __all__ = ["check_strategy"]
@@ -35,7 +36,6 @@ __all__ = ["check_strategy"]
 Metadata = Callable[[int], dict[str, Any]]
 
 TASKS = 12
-ROUNDS = 200
 
 
 def check_strategy(
@@ -48,8 +48,9 @@ def check_strategy(
 
     Any strategy, alone and at every place in a chain: each task that is added runs exactly once;
     failures, cancels and restarts lose and leak nothing. A policy also by its roles: a limit is
-    pure and exact, gives back what it took, and survives a dump; ranks are fixed and sortable;
-    copies are independent.
+    pure and exact, gives back what it took, and survives a dump; ranks are fixed and sortable; a
+    source is due when it says so; every item that a collector takes comes to an end; copies are
+    independent.
 
     Args:
         factory: Makes a new strategy each time it is called.
@@ -62,7 +63,11 @@ def check_strategy(
     strategy = factory()
     assert isinstance(strategy, BaseStrategy), f"{strategy!r} is not a BaseStrategy"
     assert factory() is not strategy, "the factory must make a new strategy each time"
-    assert strategy.get_next_task() is None, "a strategy without tasks must give None"
+    if isinstance(strategy, Source):
+        _check_source(strategy)  # first: one that is due and emits nothing would hang all else
+        strategy = factory()
+    else:
+        assert strategy.get_next_task() is None, "a strategy without tasks must give None"
     for place, build in _places():
         for life in (_all_run_once, _failures_and_cancels, _restarts):
             try:
@@ -82,6 +87,9 @@ def check_strategy(
             _check_limit(factory, tasks)
         if isinstance(strategy, Feedback):
             _check_feedback(strategy, tasks)
+        if isinstance(strategy, Collector):
+            _check_collector(strategy, tasks)
+            run_virtual(_all_end(factory(), metadata, within))
 
 
 def _places() -> Iterator[tuple[str, Callable[[BaseStrategy], BaseStrategy]]]:
@@ -265,120 +273,51 @@ def _check_limit(factory: Callable[[], BaseStrategy], tasks: list[Task[Any]]) ->
     for policy in (limit, twin, heir):
         if policy.uses_wall_time:
             policy.set_wall_offset(1_700_000_000.0, 0.0)
-    lives = _LimitLife(limit, twin, plans)
+    lives = LimitLife(limit, twin, plans)
     for _ in range(ROUNDS):
         lives.step()
     lives.drain()
     lives.hand_down(heir)
 
 
-def ready_at(limit: Limit, key: Hashable, cost: Any, now: float) -> float:
-    """The limit's answer; what one that fails fast says in an error is one, too."""
-    try:
-        return limit.ready_at(key, cost, now)
-    except TaskRejected as error:
-        until = math.inf if error.until is None else error.until
-    assert until > now, f"it refuses at {now} until {until}, which is not later"
-    return until
-
-
-class _LimitLife:
-    """A random life of a limit beside a twin to which the same happens, but which is asked less."""
-
-    def __init__(self, limit: Limit, twin: Limit, plans: list[tuple[Hashable, Any]]) -> None:
-        self.limit, self.twin, self.plans = limit, twin, plans
-        self.random = random.Random(1)  # a fixed seed: the same life every time
-        self.now = 0.0
-        self.held: list[tuple[Any, Any, Hashable, bool]] = []
-
-    def step(self) -> None:
-        key, cost = self.random.choice(self.plans)
-        match self.random.randrange(4):
-            case 0:
-                self.now += self.random.choice((0.0, 0.01, 0.1, 1.0, 7.0))
-            case 1:
-                self.wait(key, cost)
-            case 2:
-                self.take(key, cost)
-            case 3 if self.held:
-                self.give_back()
-
-    def ask(self, key: Hashable, cost: Any, now: float) -> float:
-        instant = ready_at(self.limit, key, cost, now)
-        again = ready_at(self.limit, key, cost, now)
-        assert instant == again, f"ready_at must be pure: first {instant}, then {again}"
-        assert instant == instant, "ready_at must not be NaN"
-        return instant
-
-    def wait(self, key: Hashable, cost: Any) -> None:
-        """To the advertised instant: shut just before it, open exactly at it."""
-        instant = self.ask(key, cost, self.now)
-        if self.now < instant < math.inf:
-            before = math.nextafter(instant, -math.inf)
-            if before > self.now:
-                assert self.ask(key, cost, before) > before, (
-                    f"it said {instant}, and is open at {before} already"
-                )
-            at = self.ask(key, cost, instant)
-            assert at <= instant, f"it said {instant}, and says {at} when that comes"
-            self.now = instant
-
-    def take(self, key: Hashable, cost: Any) -> None:
-        if self.ask(key, cost, self.now) > self.now:
+def _check_source(source: Source) -> None:
+    """It is due when it says so, and what it emits brings it forward."""
+    now = 0.0
+    if source.uses_wall_time:
+        source.set_wall_offset(1_700_000_000.0, now)
+    seen: list[Task[Any]] = []
+    for _ in range(ROUNDS):
+        due = source.next_due(now)
+        assert due == due, "next_due must not be NaN"
+        assert due == source.next_due(now), "next_due must be pure"
+        if due == math.inf:
             return
-        usage = self.limit.usage(key, self.now)
-        assert usage.used == usage.used, "usage must be a number"
-        grants = (
-            self.limit.acquire(key, cost, self.now),
-            self.twin.acquire(key, cost, self.now),
-        )
-        started = self.random.random() < 0.8
-        if started:
-            self.limit.started(grants[0], self.now)
-            self.twin.started(grants[1], self.now)
-        try:
-            self.limit.observe(object(), self.now, key, grants[0])
-        except Exception as error:
-            raise AssertionError(
-                f"observe must pass over what it doesn't know: {error!r}"
-            ) from error
-        self.held.append((*grants, key, started))
+        now = max(now, due)
+        made = list(source.emit(now))
+        for task in made:
+            assert isinstance(task, Task), f"emit gives Tasks, not {task!r}"
+            assert task.state == "new" and task not in seen, f"emit gives new Tasks, not {task!r}"
+            discard(task)
+            seen.append(task)
+        assert made or source.next_due(now) > now, f"it is due at {now}, and emits nothing"
 
-    def give_back(self) -> None:
-        mine, twins, key, started = self.held.pop(self.random.randrange(len(self.held)))
-        kind = self.random.choice(("success", "failure", "cancelled")) if started else "cancelled"
-        outcome = Outcome(kind, self.now if started else None, self.now)  # type: ignore[arg-type]
-        self.limit.release(mine, outcome, self.now)
-        self.twin.release(twins, outcome, self.now)
-        cost = next(cost for own, cost in self.plans if own == key)
-        answers = [ready_at(policy, key, cost, self.now) for policy in (self.limit, self.twin)]
-        assert answers[0] == answers[1], "the same life, another answer: it is not deterministic"
 
-    def drain(self) -> None:
-        """Everything back: nobody waits for ever."""
-        while self.held:
-            self.give_back()
-        for key, cost in self.plans:
-            ends = self.ask(key, cost, self.now)
-            assert ends < math.inf, f"nothing is held, and key {key!r} would wait for ever"
+def _check_collector(collector: Collector, tasks: list[Task[Any]]) -> None:
+    for task in tasks:
+        collector.collects(task)
+        hash(collector.key_of(task))
+    assert 1 <= collector.min_size <= collector.max_size, "1 <= min_size <= max_size must hold"
+    assert 0 <= collector.max_wait < math.inf, "max_wait must be finite, and not negative"
 
-    def hand_down(self, heir: Limit) -> None:
-        """What is used up, as far as use and end can, is so for an heir that loads the dump."""
-        used = Outcome("success", self.now, self.now)
-        for key, cost in self.plans:
-            for _ in range(ROUNDS):
-                if self.ask(key, cost, self.now) > self.now:
-                    break
-                grant = self.limit.acquire(key, cost, self.now)
-                self.limit.started(grant, self.now)
-                self.limit.release(grant, used, self.now)
-        state = json.loads(json.dumps(self.limit.dump()))
-        if state is None:
-            return
-        heir.load(state)
-        for key, cost in self.plans:
-            mine, its = [
-                (ready_at(limit, key, cost, self.now), limit.usage(key, self.now))
-                for limit in (self.limit, heir)
-            ]
-            assert mine == its, f"dump and load must keep it: {mine} became {its}"
+
+async def _all_end(strategy: BaseStrategy, metadata: Metadata, within: float) -> None:
+    """What becomes of an item is the handler's affair, which may want other ones."""
+    manager = TaskManager(Chain(strategy, ConcurrentLimitStrategy(2)))
+    tasks = [manager.add_task(Item(i), metadata(i)) for i in range(TASKS)]
+    for task in tasks:
+        task.add_done_callback(lambda done: done.state == "failed" and done.exception())
+    await manager.idle()
+    tasks[0].cancel()
+    await _done(manager, tasks, within)
+    await manager.stop()
+    assert manager.stats().queued == manager.stats().running == 0, "items are left over"
