@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from fractions import Fraction
+from inspect import isawaitable
 from numbers import Rational
+from typing import Any
 
 from async_task_manager.errors import InvalidType, InvalidValue
 
-__all__ = ["exact", "number", "one_of", "optional", "whole"]
+__all__ = ["awaitable", "exact", "number", "one_of", "optional", "whole"]
 
 
 def number(
@@ -69,6 +71,13 @@ def one_of(name: str, value: object, allowed: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in allowed:
         words = ", ".join(repr(word) for word in allowed)
         raise InvalidValue(f"{name} must be one of {words}, not {value!r}")
+    return value
+
+
+def awaitable(name: str, value: Any) -> Awaitable[Any]:
+    """What an async function gave when it was called; InvalidType if it wasn't async after all."""
+    if not isawaitable(value):
+        raise InvalidType(f"{name} must be an async function, not one that gives {value!r}")
     return value
 
 

@@ -474,6 +474,7 @@ async def test_the_manager_measures_while_something_runs() -> None:
         ({"algorithm": "reno"}, InvalidValue, "algorithm must be one of 'aimd', .*not 'reno'"),
         ({"algorithm": Aimd}, InvalidValue, "algorithm"),
         ({"resources": 85}, InvalidType, "resources must be Resources or None, not 85"),
+        ({"resources": {"cpu": 85}}, InvalidType, r"parameters of Resources, not \['cpu'\]"),
         ({"is_failure": "503"}, InvalidType, "is_failure"),
         ({"key": 3}, InvalidType, "key"),
     ],

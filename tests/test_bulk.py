@@ -459,6 +459,15 @@ async def test_a_wrong_number_of_results_is_a_clear_error(
         assert "BulkStrategy(" in str(caught.value)
 
 
+async def test_a_handler_that_is_not_async_is_a_clear_error() -> None:
+    handler: Any = list
+    async with TaskManager(BulkStrategy(handler)) as manager:
+        tasks = add(manager, [1, 2])
+    for task in tasks:
+        with pytest.raises(InvalidType, match=r"handler must be an async .* that gives \[1, 2\]"):
+            task.result()
+
+
 async def test_a_call_that_takes_too_long_is_cancelled_and_fails_every_item() -> None:
     calls = Calls(10)
     async with TaskManager(BulkStrategy(calls, timeout=2)) as manager:

@@ -726,6 +726,18 @@ def test_a_check_of_a_circuit_that_was_forgotten_meanwhile_harms_no_other() -> N
     assert limit.state() == "open"
 
 
+async def test_a_health_check_that_is_not_async_is_logged_as_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    check: Any = bool
+    limit = breaker(min_calls=1, cooldown=10, check_interval=1, health_check=check)
+    async with TaskManager(limit) as manager:
+        quietly(manager.add_task(Server(takes=0).call))
+        await asyncio.sleep(5)
+        assert limit.state() == "open"
+    assert "health_check must be an async function, not one that gives False" in caplog.text
+
+
 async def test_no_health_check_while_closed_nor_after_the_cooldown() -> None:
     server = Server()
     limit = breaker(min_calls=1, health_check=server.check, check_interval=1, cooldown=3.5)

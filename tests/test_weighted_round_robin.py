@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from async_task_manager import Chain, TaskManager, current_task
-from async_task_manager.errors import InvalidType, InvalidValue, UnknownProvider
+from async_task_manager.errors import InvalidType, InvalidValue, StrategyError, UnknownProvider
 from async_task_manager.strategies import ConcurrentLimitStrategy, WeightedRoundRobinStrategy
 from async_task_manager.task import Task
 
@@ -103,6 +103,31 @@ async def test_an_async_check_is_made_every_so_often_and_wakes_what_waits() -> N
         await asyncio.sleep(10)
         assert Counter(await manager.gather(*[where] * 6)) == {"a": 2, "b": 2, "c": 2}
     assert asked[:3] == [(2, "a"), (2, "b"), (2, "c")]
+
+
+async def test_an_object_that_is_called_like_an_async_function_is_one() -> None:
+    class Check:
+        async def __call__(self, name: str) -> bool:
+            return name == "a"
+
+    strategy = WeightedRoundRobinStrategy({"a": 1, "b": 1}, health=Check(), health_interval=1)
+    async with TaskManager(strategy) as manager:
+        await asyncio.sleep(1.5)
+        assert Counter(await manager.gather(*[where] * 4)) == {"a": 4}
+
+
+async def test_a_coroutine_is_no_answer() -> None:
+    async def check(name: str) -> bool:
+        return False
+
+    strategy = WeightedRoundRobinStrategy({"a": 1}, health=lambda name: check(name.upper()))
+    manager = TaskManager(strategy)
+    await manager.idle()
+    with pytest.raises(StrategyError, match="health must be an async function"):
+        await manager.add_task(where)
+    with pytest.raises(StrategyError):
+        await manager.join()
+    await manager.stop()
 
 
 async def _done_soon(manager: TaskManager, task: Task[Any]) -> bool:

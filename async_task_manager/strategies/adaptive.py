@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Iterable, Mapping
+from inspect import signature
 from math import inf
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -124,6 +125,9 @@ class AdaptiveStrategy(Limit):
     ) -> None:
         super().__init__(key=key)
         if isinstance(resources, Mapping):
+            unknown = [name for name in resources if name not in signature(Resources).parameters]
+            if unknown:
+                raise InvalidType(f"resources must be parameters of Resources, not {unknown}")
             resources = Resources(**resources)
         elif resources is not None and not isinstance(resources, Resources):
             raise InvalidType(f"resources must be Resources or None, not {resources!r}")

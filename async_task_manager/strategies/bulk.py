@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from async_task_manager._validate import number, optional, whole
+from async_task_manager._validate import awaitable, number, optional, whole
 from async_task_manager.errors import InvalidType, TaskTimeout
 from async_task_manager.strategies._batches import Batch
 from async_task_manager.strategies.base import Collector, Item, KeySpec
@@ -124,7 +124,8 @@ class BulkStrategy(Collector):
         limit = asyncio.timeout(self._timeout)
         try:
             async with limit:
-                return await self.handler(values)
+                results: Sequence[Any] = await awaitable("handler", self.handler(values))
+                return results
         except TimeoutError as error:
             if not limit.expired():
                 raise  # the handler's own

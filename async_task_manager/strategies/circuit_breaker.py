@@ -9,7 +9,7 @@ from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
-from async_task_manager._validate import exact, number, one_of, whole
+from async_task_manager._validate import awaitable, exact, number, one_of, whole
 from async_task_manager.errors import CircuitOpen, InvalidType
 from async_task_manager.strategies._circuit import Circuit, CircuitState
 from async_task_manager.strategies._failing import Failing, check_failing, tells_of_failure
@@ -319,8 +319,9 @@ class CircuitBreakerStrategy(Limit):
 
     async def _ask(self, key: Hashable) -> bool:
         assert self._check is not None
+        answer = self._check() if self.key is None else self._check(key)
         async with asyncio.timeout(self._interval):
-            return bool(await (self._check() if self.key is None else self._check(key)))
+            return bool(await awaitable("health_check", answer))
 
     def observe(self, sample: Any, now: float, key: Hashable = None, grant: Any = None) -> None:
         """Closes the circuits that were found to be well again, unless they changed meanwhile."""

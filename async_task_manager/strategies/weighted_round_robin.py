@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from inspect import iscoroutinefunction
+from inspect import iscoroutine, iscoroutinefunction
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from async_task_manager._validate import number
@@ -74,7 +74,9 @@ class WeightedRoundRobinStrategy(ProviderRouterStrategy):
         if health is not None and not isinstance(health, Mapping) and not callable(health):
             raise InvalidType(f"health must be a mapping, a function or None, not {health!r}")
         self._health = health
-        self._checks = iscoroutinefunction(health)
+        self._checks = iscoroutinefunction(health) or (
+            callable(health) and iscoroutinefunction(type(health).__call__)  # an object like one
+        )
         self._interval = number("health_interval", health_interval, above=0)
         self._ailing = _Ailing(frozenset())
         super().__init__(
@@ -89,8 +91,18 @@ class WeightedRoundRobinStrategy(ProviderRouterStrategy):
         if health is None or self._checks:
             return [provider for provider in found if provider.name not in self._ailing.names]
         if callable(health):
-            return [provider for provider in found if health(provider.name)]
+            return [provider for provider in found if self._well(health, provider.name)]
         return [provider for provider in found if health.get(provider.name, True)]
+
+    def _well(self, health: Callable[[str], object], name: str) -> bool:
+        answer = health(name)
+        if iscoroutine(answer):  # every one of them would be true
+            answer.close()
+            raise InvalidType(
+                f"health must be an async function, or one that gives a bool, not {health!r}, "
+                "which gives a coroutine"
+            )
+        return bool(answer)
 
     def sampling(self, now: float) -> Sampling | None:
         """Health checks, where an async function makes them."""
