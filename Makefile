@@ -27,7 +27,7 @@ demo: $(VENV)/.demo  ## send a few hundred requests through two rate-limited pro
 	$(BIN)/python examples/demo.py
 
 browser:  ## install Debian's Chromium, for the tests of the dashboard (as root)
-	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; }
+	@command -v chromium >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium; }
 
 test: format lint mypy pyright imports docs wheel coverage  ## everything that guards the project
 	$(call say,all checks passed)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from async_task_manager.service import TaskService
 from async_task_manager.service.web.server import bind
 from async_task_manager.service.web.serving import made
 
-__all__ = ["Process", "served", "submit"]
+__all__ = ["Process", "eventually", "served", "started", "submit"]
 
 
 @asynccontextmanager
@@ -64,6 +64,23 @@ async def submit(client: httpx.AsyncClient, user_id: str = "ada", **task: Any) -
     answer = await client.post("/task", json={"user_id": user_id, **task})
     assert answer.status_code == 202, answer.text
     return str(answer.json()["task_id"])
+
+
+async def eventually(
+    client: httpx.AsyncClient, path: str, so: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    """What the path answers, once it is so."""
+    async with asyncio.timeout(15):
+        while True:
+            answer: dict[str, Any] = (await client.get(path)).json()
+            if so(answer):
+                return answer
+            await asyncio.sleep(0.01)
+
+
+async def started(client: httpx.AsyncClient, id: str) -> None:
+    """Waits until the task runs."""
+    await eventually(client, f"/result/{id}", lambda found: found["task_status"] == "STARTED")
 
 
 class Process:

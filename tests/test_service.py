@@ -17,7 +17,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serving import Process, served, submit
+from serving import Process, eventually, served, started, submit
 
 from async_task_manager import Chain, current_task
 from async_task_manager.errors import InvalidState, InvalidType, InvalidValue, StoreError
@@ -85,8 +85,7 @@ async def test_a_task_and_its_result(store: str) -> None:
         assert (answer.status_code, answer.headers["location"]) == (202, f"/result/{id}")
         assert answer.json() == {"task_id": id, "result_url": f"/result/{id}", "user_id": "ada"}
         waiting = await submit(client, x="b")
-        await asyncio.sleep(0.05)
-        assert (await result(client, id, 0))["task_status"] == "STARTED"
+        await started(client, id)
         pending = {"task_id": waiting, "task_status": "PENDING", "task_result": None}
         assert await result(client, waiting, 0) == pending
         details = (await client.get(f"/task/{waiting}")).json()
@@ -247,10 +246,10 @@ async def test_not_before_its_time(store: str) -> None:
     service, gate = gated(store, ConcurrentLimitStrategy(5))
     gate.open.set()
     async with served(service) as client:
-        later = datetime.now(UTC) + timedelta(seconds=0.4)
+        later = datetime.now(UTC) + timedelta(seconds=1.5)
         ids = [
             await submit(client, x="at", valid_after=later.isoformat()),
-            await submit(client, x="in", valid_after="+600ms"),
+            await submit(client, x="in", valid_after="+1800ms"),
             await submit(client, x="now"),
         ]
         details = (await client.get(f"/task/{ids[0]}")).json()
@@ -261,7 +260,7 @@ async def test_not_before_its_time(store: str) -> None:
 
 
 async def test_retries_are_told(store: str) -> None:
-    retry = RetryStrategy(max_attempts=3, backoff=fixed(0.3))
+    retry = RetryStrategy(max_attempts=3, backoff=fixed(0.7))
     service = TaskService(Chain(retry, ConcurrentLimitStrategy(1)), store)
     tries: list[str] = []
 
@@ -274,8 +273,7 @@ async def test_retries_are_told(store: str) -> None:
 
     async with served(service) as client:
         id = await submit(client, x="a")
-        await asyncio.sleep(0.1)
-        assert (await result(client, id, 0))["task_status"] == "RETRY"
+        await eventually(client, f"/result/{id}", lambda found: found["task_status"] == "RETRY")
         assert (await result(client, id))["task_result"] == "at last"
         details = (await client.get(f"/task/{id}")).json()
         assert details["attempt"] == 3
@@ -359,16 +357,16 @@ async def test_an_idempotency_key_makes_one_task(store: str) -> None:
 
 
 async def test_results_expire(store: str) -> None:
-    service, gate = gated(store, result_ttl=0.5)
+    service, gate = gated(store, result_ttl=2)
     gate.open.set()
     async with served(service) as client:
         id = await submit(client, x="a")
         assert (await result(client, id))["task_status"] == "SUCCESS"
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(2.1)
         for path in (f"/result/{id}", f"/task/{id}"):
             assert (await client.get(path)).status_code == 410
         assert (await client.delete(f"/task/{id}")).status_code == 410
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(1.5)
         assert (await client.get(f"/result/{id}")).status_code == 410, "and is forgotten"
         assert (await client.get("/tasks", params={"user_id": "ada"})).json() == {"tasks": []}
     with closing(sqlite3.connect(store[10:])) as file:
@@ -385,8 +383,12 @@ async def test_the_oldest_results_go_beyond_the_bounds(store: str, bound: dict[s
     async with served(service) as client:
         ids = [await submit(client, x=f"{number}") for number in range(10)]
         await result(client, ids[-1])
-        await asyncio.sleep(1.3)
-        codes = [(await client.get(f"/result/{id}")).status_code for id in ids]
+        codes = [200] * 10
+        for _ in range(100):
+            codes = [(await client.get(f"/result/{id}")).status_code for id in ids]
+            if codes.count(200) <= 3:
+                break
+            await asyncio.sleep(0.1)
         kept = codes.count(200)
         assert codes == [410] * (10 - kept) + [200] * kept
         assert 1 <= kept <= 3
@@ -411,11 +413,11 @@ async def test_what_waits_and_what_runs_outlives_a_stop(store: str) -> None:
         running, queued = await submit(client, x="a"), await submit(client, x="b")
         other = httpx.AsyncClient(base_url=client.base_url, timeout=20, trust_env=False)
         poll = asyncio.create_task(other.get(f"/result/{running}", params={"wait": 30}))
-        await asyncio.sleep(0.1)
+        await started(client, running)
         began = time.monotonic()
     assert (await poll).json()["task_status"] == "STARTED", "a long poll ends with the service"
     await other.aclose()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
     service, again = gated(store)
     again.open.set()
     async with served(service) as client:
@@ -432,7 +434,7 @@ async def test_the_work_knows_its_attempt_after_a_restart(store: str) -> None:
     service, _ = gated(store)
     async with served(service) as client:
         running, queued = await submit(client, x="a"), await submit(client, x="b")
-        await asyncio.sleep(0.05)
+        await started(client, running)
     service = TaskService(ConcurrentLimitStrategy(1), store)
 
     @service.task(run_timeout=5)
@@ -459,7 +461,7 @@ async def test_what_the_chain_refuses_after_a_restart_has_failed(store: str) -> 
         found = await result(client, large)
         assert (found["task_status"], found["task_result"]["type"]) == ("FAILURE", "TaskTooLarge")
         assert (await result(client, small, 0))["task_status"] == "PENDING"
-        assert (await client.get("/queues")).json()["queued"] == 1
+        await eventually(client, "/queues", lambda queues: queues["queued"] == 1)
 
 
 async def test_another_chain_starts_anew(store: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -642,7 +644,7 @@ async def test_a_full_disk_is_told_and_recovered_from(
 
     async with served(service) as client:
         running = await submit(client, x="a" * 20_000)
-        await asyncio.sleep(0.05)
+        await started(client, running)
         await pages(1)  # no page more than there are
         answer = await client.post("/task", json={"user_id": "ada", "x": "b" * 50_000})
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
@@ -678,7 +680,7 @@ def test_a_function_that_hangs_does_not_hold_up_the_stop(tmp_path: Path) -> None
             time.sleep(0.01)
     began = time.monotonic()
     assert server.end() == 0
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     with Process(tmp_path, program) as server, server.client() as client:
         while (tmp_path / "ran").read_text() != "aa":
             time.sleep(0.01)

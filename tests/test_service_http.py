@@ -9,7 +9,8 @@ import re
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
-from serving import Process, served, submit
+from serving import Process, eventually, served, started, submit
 
 from async_task_manager import Chain
 from async_task_manager.cli.serve import serve_command
@@ -159,8 +160,7 @@ async def test_connections_are_bounded(store: str) -> None:
         assert b"too many connections" in refused
         for _, writer in open_ones:
             writer.close()
-        await asyncio.sleep(0.1)
-        assert (await client.get("/healthz")).status_code == 200
+        await eventually(client, "/healthz", lambda found: found["status"] == "ok")
 
 
 async def test_a_client_that_leaves_a_long_poll_leaves_nothing(store: str) -> None:
@@ -169,10 +169,11 @@ async def test_a_client_that_leaves_a_long_poll_leaves_nothing(store: str) -> No
         id = await submit(client, x="wait")
         entry = next(iter(service._core.entries.values()))
         for _ in range(10):
-            with pytest.raises(httpx.ReadTimeout):
+            with pytest.raises(httpx.TimeoutException):
                 await client.get(f"/result/{id}", params={"wait": 0.3}, timeout=0.05)
-        await asyncio.sleep(0.6)
-        assert entry.waiters == []
+        async with asyncio.timeout(10):
+            while entry.waiters != []:
+                await asyncio.sleep(0.05)
         for wait in ("-1", "61", "soon", "nan"):
             assert (await client.get(f"/result/{id}", params={"wait": wait})).status_code == 422
 
@@ -314,10 +315,9 @@ async def test_users_and_queues(store: str) -> None:
         ConcurrentLimitStrategy(1),
     )
     async with served(echoing(store, *chain)) as client:
-        for _ in range(3):
-            await submit(client, x="wait")
+        ids = [await submit(client, x="wait") for _ in range(3)]
         await submit(client, user_id="bob", x="wait", priority="low")
-        await asyncio.sleep(0.05)
+        await started(client, ids[0])
         users = (await client.get("/users")).json()
         assert users["more"] == 0
         ada = users["users"][0]
@@ -353,9 +353,9 @@ async def test_providers_are_switched_and_set(store: str) -> None:
             "one",
             "two",
         ]
-        await submit(client, x="wait")
+        first = await submit(client, x="wait")
         second = await submit(client, x="hello")
-        await asyncio.sleep(0.05)
+        await started(client, first)
         one = (await client.get("/providers/one")).json()
         assert (one["enabled"], one["running"]) == (True, 1)
         assert one["limits"][0]["parameters"] == {"max_concurrent": 1}
@@ -398,28 +398,27 @@ async def test_pause_and_resume(store: str) -> None:
         assert (await client.get(f"/result/{id}?wait=5")).json()["task_result"] == 1
 
 
-async def snapshots(client: httpx.AsyncClient, count: int) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+async def snapshots(client: httpx.AsyncClient) -> AsyncGenerator[dict[str, Any], None]:
     async with client.stream("GET", "/events") as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         async for line in answer.aiter_lines():
             if line.startswith("data: "):
-                found.append(json.loads(line[6:]))
-                if len(found) == count:
-                    break
-    return found
+                yield json.loads(line[6:])
 
 
 async def test_events(store: str) -> None:
-    async with served(echoing(store)) as client:
-        watching = asyncio.create_task(snapshots(client, 2))
-        await asyncio.sleep(0.2)
+    async with served(echoing(store)) as client, aclosing(snapshots(client)) as told:
+        assert (await anext(told))["ends"] == []
         id = await submit(client, user_id="<script>", x=1)
-        before, after = await asyncio.wait_for(watching, 5)
-        assert before["ends"] == []
-        assert (after["ends"][0]["task_id"], after["ends"][0]["status"]) == (id, "SUCCESS")
-        assert after["ended"] == {"SUCCESS": 1}
-        assert sum(point[1] for point in after["series"]) == 1
+        points: dict[int, int] = {}
+        async with asyncio.timeout(15):
+            async for snapshot in told:
+                points.update((point[0], point[1]) for point in snapshot["series"])
+                if snapshot["ends"]:
+                    break
+        assert (snapshot["ends"][0]["task_id"], snapshot["ends"][0]["status"]) == (id, "SUCCESS")
+        assert snapshot["ended"] == {"SUCCESS": 1}
+        assert sum(points.values()) == 1
 
 
 async def test_metrics(store: str) -> None:
