@@ -296,6 +296,20 @@ def test_the_example_is_sound_and_means_what_it_says(monkeypatch: pytest.MonkeyP
     assert len(build_chain(parse_config(tomllib.loads(unfolded))).stages) == 4
 
 
+def test_what_the_example_has_as_comments_are_the_defaults(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GROQ_API_KEY", "gsk-very-secret")
+    said = re.sub(
+        r"^# (\[providers\.|\w+ = )", r"\1", example().partition("# Without these")[0], flags=re.M
+    )
+    groq, spare = parse_config(tomllib.loads(said)).providers
+    assert groq.retry and groq.breaker and not spare.retry and not spare.breaker
+    breaker, by_default = groq.strategies()[4], spare.strategies()[3]
+    assert repr(breaker).replace(".0", "") == repr(by_default).replace(".0", "")
+    assert repr(groq.retries()) == repr(spare.retries())
+
+
 def test_the_throughput_in_the_long_run() -> None:
     (provider,) = flow(
         """
