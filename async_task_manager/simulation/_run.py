@@ -112,7 +112,7 @@ class _Simulation:
 
         def over(now: float, following: float) -> bool:
             if following >= series.next:
-                series.note_until(now, min(following, last))
+                series.note_until(min(following, last))
             # A schedule goes on for ever.
             return self.exhausted and self.ends.total() == len(self.arrived)
 

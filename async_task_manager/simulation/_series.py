@@ -70,14 +70,12 @@ class Series:
             if limit.usage(None, 0.0).capacity < inf  # an order may count without a bound
         ]
 
-    def note_until(self, now: float, following: float) -> None:
-        """Takes the samples that are due from ``now`` on, before something else happens: what is
-        queued and runs stays, and windows empty.
+    def note_until(self, following: float) -> None:
+        """Takes the samples that are due before something else happens: what is queued and runs
+        stays, and windows empty.
         """
-        while now <= self.next < following < inf:
+        while self.next < following < inf:
             self.note(self.next)
-        if now > self.next:
-            self.note(now)
 
     def note(self, now: float) -> None:
         """Takes a sample."""
