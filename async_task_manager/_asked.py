@@ -8,7 +8,14 @@ from typing import Any, overload
 
 from async_task_manager._engine import Engine
 from async_task_manager._explain import Backlog, Explanation
-from async_task_manager._forecast import DurationsSpec, Forecast, WhatIf, durations_by, look
+from async_task_manager._forecast import (
+    NOTHING,
+    DurationsSpec,
+    Forecast,
+    WhatIf,
+    durations_by,
+    look,
+)
 from async_task_manager._overview import LimitStatus, QueueLengths, Stats, Status, TaskStatus
 from async_task_manager.errors import InvalidState, InvalidType
 from async_task_manager.events import Observer
@@ -96,7 +103,7 @@ class Asked(Engine):
         O(tasks that wait for the same); for all O(queued).
         """
         chain, now, note = self._chain, self._clock(), self._life()
-        mine = None if task is None else self._mine(task)
+        mine = None if task is None else self._alive(task)
         try:
             if mine is not None:
                 return Explanation.of(chain, mine, now, self._to_wall(), note)
@@ -126,7 +133,7 @@ class Asked(Engine):
 
         Some 10 microseconds for each queued task, and 10 for each start until then.
         """
-        mine = self._mine(task)
+        mine = self._alive(task)
         _, forecast = self._look_ahead(mine, durations, to_the_end=False)
         return forecast
 
@@ -154,10 +161,11 @@ class Asked(Engine):
         """
         if not callable(change):
             raise InvalidType(f"change must be a function of the chain, not {change!r}")
-        mine = None if task is None else self._mine(task)
+        mine = None if task is None else self._alive(task)
         mine, before = self._look_ahead(mine, durations, to_the_end=True)
-        _, after = self._look_ahead(mine, durations, to_the_end=True, change=change)
-        return WhatIf("nothing" if mine is None else mine.name, before, after)
+        # Where none would start without the change, it is the last that does with it.
+        mine, after = self._look_ahead(mine, durations, to_the_end=True, change=change)
+        return WhatIf(NOTHING if mine is None else mine.name, before, after)
 
     def _look_ahead(
         self,
@@ -178,11 +186,17 @@ class Asked(Engine):
         )
         return found, forecast.shifted(self._to_wall())
 
-    def _mine(self, task: Task[Any] | int) -> Task[Any]:
-        """The task, if it is one of this manager's."""
+    def _alive(self, task: Task[Any] | int) -> Task[Any]:
+        found = self._mine(task)
+        if found is None:
+            raise InvalidState(f"{task!r} is no task that is queued or runs here")
+        return found
+
+    def _mine(self, task: Task[Any] | int) -> Task[Any] | None:
+        """The task, if this manager has it; by its id, if it is queued or runs."""
         found = task if isinstance(task, Task) else self._find(task)
         if found is None or found._lane is None or found._lane.chain is not self._chain:
-            raise InvalidState(f"{task!r} is no task that is queued or runs here")
+            return None
         return found
 
     def _to_wall(self) -> float:
@@ -207,11 +221,12 @@ class Asked(Engine):
         return None if task is None else TaskStatus.of(task)
 
     def cancel(self, task: Task[Any] | int) -> bool:
-        """Cancels a task, queued or running, also by its id; False if it has ended, or is unknown.
+        """Cancels a task, queued or running, also by its id; False if it has ended, or is not this
+        manager's.
 
         See `Task.cancel`.
         """
-        found = task if isinstance(task, Task) else self._find(task)
+        found = self._mine(task)
         return found is not None and super().cancel(found)
 
     @property

@@ -285,23 +285,28 @@ class Forecast:
         return text
 
 
+NOTHING = "nothing"
+
+
 @dataclass(frozen=True, slots=True)
 class WhatIf:
     """The forecasts for one task and for the queue, without a change and with it."""
 
     task: str
-    """The name of the task."""
+    """The name of the task; "nothing", where none is queued."""
     before: Forecast
     after: Forecast
 
     def __str__(self) -> str:
-        return (
-            f"{self.task} starts {_shift(self.before.starts_at, self.after.starts_at)}; "
-            f"the queue ends {_shift(self.before.queue_ends_at, self.after.queue_ends_at)}"
-        )
+        starts = _shift(self.before.starts_at, self.after.starts_at)
+        ends = _shift(self.before.queue_ends_at, self.after.queue_ends_at)
+        task = "nothing waits" if self.task == NOTHING else f"{self.task} starts {starts}"
+        return f"{task}; the queue ends {ends}"
 
 
 def _shift(before: float | None, after: float | None) -> str:
+    if before is after is None:
+        return "nobody knows when, as before"
     if before is None or after is None:
         one = "nobody knows when" if after is None else f"at {clock_words(after)}"
         return f"{one}, instead of {'nobody knows when' if before is None else clock_words(before)}"

@@ -211,6 +211,8 @@ async def test_a_change_that_opens_a_provider() -> None:
     router["groq"].disable()
     back = manager.what_if(lambda chain: chain["groq"].enable())
     assert str(back).count(", instead of nobody knows when") == 2
+    assert back.task == tasks[99].name
+    assert str(manager.what_if(lambda chain: None, tasks[99])).count("nobody knows when,") == 2
     await manager.close(grace=0)
 
 
@@ -218,6 +220,7 @@ async def test_an_empty_manager_has_nothing_to_foresee() -> None:
     manager = await started(ConcurrentLimitStrategy(1))
     answer = manager.what_if(lambda chain: None)
     assert answer == WhatIf("nothing", Forecast(None, None, START), Forecast(None, None, START))
+    assert str(answer).startswith("nothing waits; the queue ends at ")
     running = manager.add_task(nap)
     await asyncio.sleep(0.5)
     assert manager.what_if(lambda chain: None).task == "nothing"

@@ -58,6 +58,25 @@ async def test_tasks_are_found_by_id_until_they_end() -> None:
     await manager.stop()
 
 
+async def test_only_tasks_of_its_own_are_cancelled() -> None:
+    manager, other = (TaskManager(ConcurrentLimitStrategy(1)) for _ in range(2))
+    queued, loose = other.add_task(nap), Task(nap)
+    for state in ("queued", "running"):
+        assert queued.state == state
+        for task in (queued, loose):
+            assert not manager.cancel(task)
+            assert not manager.cancel(task.id)
+        assert manager.stats().queued == 0
+        for each in (manager, other):
+            await each.idle()
+        await asyncio.sleep(1)
+    assert other.cancel(queued)
+    assert loose.cancel()
+    for each in (manager, other):
+        await each.join()
+        await each.stop()
+
+
 async def test_a_task_that_a_custom_strategy_made_is_found() -> None:
     made = Task(nap)
 
