@@ -7,7 +7,8 @@ import concurrent.futures
 from functools import partial
 from typing import Any, TypeVar
 
-from async_task_manager.task import Options, Task
+from async_task_manager._run import Options
+from async_task_manager.task import Task
 
 __all__ = ["Driver", "expire", "hand_over", "never_began"]
 

@@ -23,6 +23,7 @@ from async_task_manager._clockwork import WALL_CHECK, Clockwork
 from async_task_manager._driver import Driver, expire, never_began
 from async_task_manager._forecast import Durations
 from async_task_manager._room import Room
+from async_task_manager._run import Options, Run
 from async_task_manager._samplers import Samplers
 from async_task_manager._waits import Waits
 from async_task_manager.errors import (
@@ -37,9 +38,7 @@ from async_task_manager.strategies._batches import Batch, leave_call
 from async_task_manager.strategies.base import BaseStrategy, WallTime
 from async_task_manager.strategies.chain import Chain
 from async_task_manager.task import (
-    Options,
     Outcome,
-    Run,
     Task,
     TaskState,
     execute,

@@ -32,6 +32,7 @@ from typing import (
 from async_task_manager._asked import Asked
 from async_task_manager._driver import hand_over
 from async_task_manager._room import OVERFLOW, Room
+from async_task_manager._run import Options
 from async_task_manager._validate import number, one_of, optional, whole
 from async_task_manager._ways_in import Turn, gathered, mapped
 from async_task_manager.errors import (
@@ -43,7 +44,7 @@ from async_task_manager.errors import (
 )
 from async_task_manager.strategies.base import BaseStrategy
 from async_task_manager.strategies.time_based import instant_of
-from async_task_manager.task import Options, Task, Work, discard
+from async_task_manager.task import Task, Work, discard
 
 if TYPE_CHECKING:
     from typing import Self

@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
 from itertools import count
-from math import inf
-from types import CoroutineType, TracebackType
+from types import CoroutineType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -32,22 +29,15 @@ from typing import (
 
 from typing_extensions import TypeVar
 
+from async_task_manager._run import Failure, Options, Run
 from async_task_manager._validate import number
 from async_task_manager._watchers import Watchers, notify, resolve
-from async_task_manager.errors import (
-    InvalidState,
-    InvalidType,
-    RateLimited,
-    StrategyError,
-    TaskDropped,
-)
+from async_task_manager.errors import InvalidState, InvalidType
 
 if TYPE_CHECKING:
     from async_task_manager.strategies._lanes import Lane
 
 __all__ = ["Outcome", "Task", "TaskState", "Work", "current_task"]
-
-logger = logging.getLogger("async_task_manager")
 
 T_co = TypeVar("T_co", covariant=True, default=Any)
 
@@ -63,9 +53,6 @@ TaskState: TypeAlias = Literal[
     "rejected",
 ]
 DONE: Final = frozenset({"succeeded", "failed", "cancelled", "expired", "rejected"})
-
-ERRORS_KEPT: Final = 100
-"""Errors of earlier attempts that a task keeps: one may be told to slow down for days."""
 
 arrivals: Final = count(1)
 """Ids and arrival numbers: one counter, so that a task added in the order of its making needs one
@@ -145,102 +132,6 @@ class Host(Accounts, Protocol):
     def stamp(self, task: Task[Any]) -> None: ...
     def waits(self, task: Task[Any], other: Task[Any]) -> None: ...
     def waits_no_more(self, task: Task[Any], other: Task[Any]) -> None: ...
-
-
-class Failure:
-    """An error as an outcome: raised anew for every waiter, logged if nobody ever looks."""
-
-    __slots__ = ("error", "label", "retrieved", "traceback")
-
-    def __init__(self, error: BaseException, label: str) -> None:
-        self.error = error
-        self.label = label
-        self.traceback: TracebackType | None = error.__traceback__
-        # The manager has logged the first; the second is no news to whoever chose to drop; the
-        # others end the program, and are seen there.
-        self.retrieved = isinstance(
-            error, StrategyError | TaskDropped | KeyboardInterrupt | SystemExit
-        )
-
-    def __del__(self) -> None:
-        if not self.retrieved:
-            error = self.error.with_traceback(self.traceback)
-            logger.error("%s failed, and nobody waited for it", self.label, exc_info=error)
-
-
-class Run:
-    """What a task has only once it started or ended; queued tasks are kept small."""
-
-    __slots__ = (
-        "actual",
-        "attempt",
-        "driver",
-        "errors",
-        "failed_at",
-        "finished",
-        "grants",
-        "provider",
-        "rate_limited",
-        "stamped",
-        "started",
-        "value",
-    )
-
-    driver: asyncio.Task[None] | None
-    grants: Any
-    provider: str | None
-    failed_at: tuple[str, ...] | None
-    """The branches of routers at which attempts failed, one after another."""
-    attempt: int
-    started: float | None
-    finished: float | None
-    value: Any
-    actual: float | dict[str, float] | None
-    errors: deque[BaseException] | None
-    rate_limited: int
-    stamped: bool | None
-    """Whether it has said that it counts from now on; None: it counts from its start."""
-
-    def __getattr__(self, name: str) -> Any:
-        # Slots are filled when the thing happens, for speed; until then each reads as nothing.
-        if name not in Run.__slots__:
-            raise AttributeError(name)
-        return 0 if name in ("attempt", "rate_limited") else None
-
-    def failed_at_branch(self, name: str) -> None:
-        """An attempt failed there: the next one prefers another."""
-        self.failed_at = (*(self.failed_at or ()), name)
-
-
-class Options:
-    """What few tasks have: a name of their own and time limits."""
-
-    __slots__ = (
-        "deadline",
-        "expired",
-        "name",
-        "not_after",
-        "not_after_wall",
-        "queue_timeout",
-        "run_timeout",
-        "timer",
-    )
-
-    def __init__(
-        self,
-        name: str | None = None,
-        queue_timeout: float | None = None,
-        run_timeout: float | None = None,
-        deadline: float | None = None,
-    ) -> None:
-        self.name = name
-        self.queue_timeout = queue_timeout
-        self.run_timeout = run_timeout
-        self.deadline = deadline
-        self.not_after = inf
-        self.not_after_wall = inf
-        self.expired: Exception | None = None
-        self.timer: asyncio.TimerHandle | None = None
 
 
 class Task(Generic[T_co]):
@@ -591,17 +482,6 @@ class Task(Generic[T_co]):
         run.grants = grants
         run.started = None
         return run
-
-    def _tried(self, error: BaseException | None) -> None:
-        """The attempt is over, and another one will follow."""
-        if error is None:
-            return  # a feedback did not like its result
-        run = self._progress()
-        if run.errors is None:
-            run.errors = deque(maxlen=ERRORS_KEPT)
-        run.errors.append(error)
-        if isinstance(error, RateLimited):
-            run.rate_limited += 1
 
     def _end(self, state: TaskState, value: Any) -> None:
         """Stores the outcome, lets go of everything else, and tells whoever waits."""

@@ -756,7 +756,7 @@ class Oracle:
         again = max(entry.opens, wall - self.offset)
         if any(instant <= again for instant, _ in self.bounds(entry)):
             return False
-        entry.task._tried(outcome.error)
+        entry.task._progress().tried(outcome.error)
         self.holds += 2
         entry.bound, entry.held = self.holds, self.holds + 1
         entry.state = "held"

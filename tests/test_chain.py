@@ -29,6 +29,7 @@ from async_task_manager import (
     TaskTooLarge,
     UnknownProvider,
 )
+from async_task_manager._run import Options
 from async_task_manager.strategies import (
     BaseStrategy,
     Branch,
@@ -56,7 +57,7 @@ from async_task_manager.strategies._dispatch import MAX_MOVES, PATIENCE, Dispatc
 from async_task_manager.strategies._intake import MAX_BOUNDS
 from async_task_manager.strategies._lanes import PRUNE_AT, Queue
 from async_task_manager.strategies._single_lane import MAX_REJECTED
-from async_task_manager.task import Options, Outcome
+from async_task_manager.task import Outcome
 
 
 async def nothing() -> None:

@@ -23,6 +23,7 @@ import oracle
 import pytest
 from oracle import Oracle
 
+from async_task_manager._run import Options
 from async_task_manager.errors import (
     NonRetryable,
     RateLimited,
@@ -61,7 +62,7 @@ from async_task_manager.strategies.sliding_window import SlidingWindowStrategy
 from async_task_manager.strategies.time_based import TimeBasedStrategy
 from async_task_manager.strategies.token_bucket import TokenBucketStrategy
 from async_task_manager.strategies.weighted_round_robin import WeightedRoundRobinStrategy
-from async_task_manager.task import Options, Outcome, Task
+from async_task_manager.task import Outcome, Task
 
 LIVE: dict[str, list[Any]] = {
     "max_concurrent": [1, 2, 4],

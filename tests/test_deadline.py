@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from async_task_manager import Chain, DeadlineExceeded, Task, TaskManager
+from async_task_manager._run import Options
 from async_task_manager.errors import InvalidType, InvalidValue
 from async_task_manager.strategies import (
     ConcurrentLimitStrategy,
@@ -21,7 +22,6 @@ from async_task_manager.strategies import (
     PriorityQueueStrategy,
 )
 from async_task_manager.strategies.base import WallTime
-from async_task_manager.task import Options
 from async_task_manager.testing import VirtualTimeLoop
 
 

@@ -23,6 +23,7 @@ from async_task_manager import (
     TaskManager,
 )
 from async_task_manager._forecast import MAX_NAMES, Durations, Forecast, WhatIf, run_ahead
+from async_task_manager._run import Options
 from async_task_manager.strategies import (
     BaseStrategy,
     BulkStrategy,
@@ -37,7 +38,7 @@ from async_task_manager.strategies import (
     Source,
     TimeBasedStrategy,
 )
-from async_task_manager.task import Options, Outcome
+from async_task_manager.task import Outcome
 from async_task_manager.testing import run_virtual
 
 START = 1_700_000_000.0

@@ -25,6 +25,7 @@ from async_task_manager import (
     TaskRejected,
     current_task,
 )
+from async_task_manager._run import Run
 from async_task_manager.strategies import (
     ALL,
     ConcurrentLimitStrategy,
@@ -33,7 +34,7 @@ from async_task_manager.strategies import (
     TimeBasedStrategy,
 )
 from async_task_manager.strategies.base import Limit, Usage
-from async_task_manager.task import Outcome, Run
+from async_task_manager.task import Outcome
 from async_task_manager.testing import VirtualTimeLoop, run_virtual
 
 

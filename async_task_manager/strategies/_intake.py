@@ -8,6 +8,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from math import inf
 from typing import Any
 
+from async_task_manager._run import Options
 from async_task_manager.errors import (
     DeadlineExceeded,
     InvalidState,
@@ -33,7 +34,7 @@ from async_task_manager.strategies.base import (
     Router,
     WallTime,
 )
-from async_task_manager.task import Host, Options, Task, TaskState, arrivals
+from async_task_manager.task import Host, Task, TaskState, arrivals
 
 __all__ = ["Intake"]
 

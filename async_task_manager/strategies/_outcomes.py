@@ -7,13 +7,14 @@ from contextlib import suppress
 from math import inf
 from typing import Any, NoReturn
 
+from async_task_manager._run import Options
 from async_task_manager.errors import DeadlineExceeded, QueueTimeout, StrategyError
 from async_task_manager.strategies._batches import Batch
 from async_task_manager.strategies._dispatch import Dispatch
 from async_task_manager.strategies._intake import Intake
 from async_task_manager.strategies.base import Feedback, Limit, RetryAt
 from async_task_manager.strategies.cost_estimator import CostEstimator
-from async_task_manager.task import Options, Outcome, Task
+from async_task_manager.task import Outcome, Task
 
 __all__ = ["Outcomes"]
 
@@ -67,7 +68,7 @@ class Outcomes(Intake):
         options = task._options
         if options is not None and self._too_late(options, again, wall):
             return False
-        task._tried(outcome.error)
+        task._progress().tried(outcome.error)
         task._state = "queued"
         self.queued += 1
         if self._visited:

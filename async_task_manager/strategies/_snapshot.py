@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary
 
+from async_task_manager._run import Options, Run
 from async_task_manager.errors import InvalidState
 from async_task_manager.strategies._by_hand import ByHand
 from async_task_manager.strategies.base import Limit
-from async_task_manager.task import Options, Run, Task
+from async_task_manager.task import Task
 
 if TYPE_CHECKING:
     from async_task_manager.strategies.chain import Chain
