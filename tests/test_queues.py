@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -519,6 +520,7 @@ async def test_dead_letters_are_chosen_by_id(backend: Backend) -> None:
         (Message(1, {"priority": [1]}), InvalidType, "priority of message 1"),
         (Message(1, {"user_id": 5}), InvalidType, "user_id of message 1 .* must be a str, not 5"),
         (Message(1, {"delay_seconds": -1}), InvalidValue, "delay_seconds .* at least 0"),
+        (Message(1, {"user_id": "ann\udc80"}), InvalidValue, "user_id .* UTF-8"),
         (Message(1, {"group_id": "a b"}), InvalidValue, "1 to 128 printable ASCII"),
         (Message(1, {"deduplication_id": 1}), InvalidType, "deduplication_id"),
     ],
@@ -558,6 +560,21 @@ async def test_bad_arguments(backend: Backend) -> None:
         await queue.dead_letter([], ["why"])
     with pytest.raises(InvalidValue, match="limit"):
         await queue.dead_letters(0)
+    sent: Any
+    for sent, error in ((Message(1), InvalidValue), (1, InvalidType)):
+        for call in (queue.acknowledge, queue.release, partial(queue.dead_letter, reason="why")):
+            with pytest.raises(error, match="received"):
+                await call([sent])
+    no_reason: Any = None
+    with pytest.raises(InvalidType, match="reason must be a str, not None"):
+        await queue.release([Message(1, receipt=(1, 1))], reason=[no_reason])
+
+
+async def test_a_reason_may_quote_what_is_no_text(backend: Backend) -> None:
+    await send(backend.queue, 1)
+    await backend.queue.dead_letter(await backend.queue.receive(), "no file \udcff")
+    (letter,) = await backend.queue.dead_letters()
+    assert letter.reason == "no file \\udcff"
 
 
 async def test_closed_it_takes_nothing(backend: Backend) -> None:

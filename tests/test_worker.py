@@ -347,7 +347,7 @@ async def test_what_came_too_late_for_its_hold_is_given_up() -> None:
     assert letter.body == "2" and letter.reason.startswith("QueueTimeout")
 
 
-@pytest.mark.parametrize("kind", [OSError, KeyError, "unprintable", BaseExceptionGroup])
+@pytest.mark.parametrize("kind", [OSError, KeyError, "unprintable", "no text", BaseExceptionGroup])
 async def test_errors_of_any_kind_are_told(kind: Any) -> None:
     class Unprintable(Exception):
         def __str__(self) -> str:
@@ -357,6 +357,7 @@ async def test_errors_of_any_kind_are_told(kind: Any) -> None:
         OSError: (OSError("x" * 5000), "OSError: xxx"),
         KeyError: (KeyError(), "KeyError"),
         "unprintable": (Unprintable(), "Unprintable"),
+        "no text": (OSError("no file \udcff"), "OSError: no file \\udcff"),
         BaseExceptionGroup: (
             BaseExceptionGroup("g", [GeneratorExit()]),
             "BaseExceptionGroup: g (1 sub-exception)",
@@ -371,6 +372,20 @@ async def test_errors_of_any_kind_are_told(kind: Any) -> None:
     await Worker(queue, handler, at_once(1)).run(until_empty=True)
     (letter,) = await queue.dead_letters()
     assert letter.reason.startswith(told) and len(letter.reason) <= 1000
+
+
+async def test_a_queue_that_was_closed_ends_the_worker(caplog: pytest.LogCaptureFixture) -> None:
+    async def handler(message: Message) -> None:
+        await asyncio.sleep(5)
+
+    queue = await sent(MemoryQueue(), 1)
+    run = asyncio.create_task(Worker(queue, handler, at_once(1)).run())
+    await asyncio.sleep(2)
+    await queue.close()
+    with pytest.raises(InvalidState, match="was closed"):
+        await run
+    assert "could not acknowledge 1 messages" in caplog.text
+    assert now() < 30
 
 
 @pytest.mark.parametrize("answer", [-1, "soon", ZeroDivisionError()])
@@ -640,13 +655,20 @@ async def test_plain_functions_run_in_threads_so_many_at_once() -> None:
     assert worker.in_threads == 0
 
 
-async def test_a_failure_in_a_thread_is_a_failure() -> None:
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (NonRetryable("in a thread"), "NonRetryable: in a thread"),
+        (StopIteration(), "RuntimeError: the handler raised StopIteration"),
+    ],
+)
+async def test_a_failure_in_a_thread_is_a_failure(error: Exception, told: str) -> None:
     def handler(message: Message) -> None:
-        raise NonRetryable("in a thread")
+        raise error
 
-    queue = await sent(MemoryQueue(), 1)
+    queue = await sent(MemoryQueue(max_receives=1), 1)
     await Worker(queue, handler, at_once(1)).run(until_empty=True)
-    assert [letter.reason for letter in await queue.dead_letters()] == ["NonRetryable: in a thread"]
+    assert [letter.reason for letter in await queue.dead_letters()] == [told]
 
 
 async def test_async_callables_of_any_kind() -> None:

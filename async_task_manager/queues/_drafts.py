@@ -20,6 +20,9 @@ DEDUPLICATION_SECONDS = 300.0
 _IDENTIFIER = re.compile(r"[!-~]{1,128}")
 """What SQS takes for groups and deduplication: printable ASCII without spaces."""
 
+_LONE = re.compile(r"[\ud800-\udfff]")
+"""Half of a pair of surrogates, which no UTF-8 can hold."""
+
 
 class Draft(NamedTuple):
     """A message to be sent."""
@@ -56,6 +59,8 @@ def drafted(message: object, position: int) -> Draft:
     user = attributes.get("user_id", "")
     if not isinstance(user, str):
         raise InvalidType(f"user_id of {what} must be a str, not {user!r}")
+    if not user.isascii() and _LONE.search(user):
+        raise InvalidValue(f"user_id of {what} must be text that UTF-8 can hold, not {user!r}")
     return Draft(
         body,
         attributes,

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from async_task_manager._validate import number
-from async_task_manager.errors import InvalidValue
+from async_task_manager.errors import InvalidType, InvalidValue
 
 if TYPE_CHECKING:
     from typing import Self
@@ -85,12 +85,25 @@ def delays(batch: Sequence[Message], delay: float | Sequence[float]) -> list[flo
 
 
 def reasons(batch: Sequence[Message], reason: str | Sequence[str]) -> list[str]:
-    """One for each message, checked."""
-    if isinstance(reason, str):
-        return [reason] * len(batch)
-    if len(reason) != len(batch):
-        raise InvalidValue(f"reason must be one, or {len(batch)}, not {len(reason)}")
-    return list(reason)
+    """One for each message, checked, and such that it can be stored."""
+    given = [reason] * len(batch) if isinstance(reason, str) else list(reason)
+    if len(given) != len(batch):
+        raise InvalidValue(f"reason must be one, or {len(batch)}, not {len(given)}")
+    for one in given:
+        if not isinstance(one, str):
+            raise InvalidType(f"reason must be a str, not {one!r}")
+    # The name of a file in an error may hold what is no Unicode.
+    return [one.encode("utf-8", "backslashreplace").decode() for one in given]
+
+
+def receipts(batch: Sequence[Message]) -> list[Any]:
+    """What proves the leases, of messages that were received."""
+    for message in batch:
+        if not isinstance(message, Message):
+            raise InvalidType(f"a batch must hold messages that were received, not {message!r}")
+        if message.receipt is None:
+            raise InvalidValue(f"a batch must hold what was received, not {message!r}")
+    return [message.receipt for message in batch]
 
 
 class MessageQueue(ABC):

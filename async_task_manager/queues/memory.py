@@ -21,6 +21,7 @@ from async_task_manager.queues.base import (
     MessageQueue,
     delays,
     reasons,
+    receipts,
 )
 
 __all__ = ["MemoryQueue"]
@@ -283,13 +284,13 @@ class MemoryQueue(MessageQueue):
     ) -> list[Exception | None]:
         self._now()
         results: list[Exception | None] = []
-        for message, how in zip(
-            batch, [None] * len(batch) if given is None else given, strict=True
+        leases = receipts(batch)
+        for (seq, token), how in zip(
+            leases, [None] * len(leases) if given is None else given, strict=True
         ):
-            seq, token = message.receipt
             entry = self._entries.get(seq)
             if entry is None or entry.token != token:
-                results.append(LeaseLost(f"the lease of message {message.id} was lost"))
+                results.append(LeaseLost("the lease was lost"))
             else:
                 act(entry, how)
                 results.append(None)

@@ -20,6 +20,7 @@ from async_task_manager.queues.base import (
     MessageQueue,
     delays,
     reasons,
+    receipts,
 )
 
 __all__ = ["SqliteQueue"]
@@ -135,18 +136,18 @@ class SqliteQueue(MessageQueue):
 
     async def begin(self, batch: Sequence[Message]) -> list[Exception | None]:
         """See `MessageQueue.begin`."""
-        return await self._file.write_together(operations.begin, _receipts(batch))
+        return await self._file.write_together(operations.begin, receipts(batch))
 
     async def acknowledge(self, batch: Sequence[Message]) -> list[Exception | None]:
         """See `MessageQueue.acknowledge`."""
-        results = await self._file.write_together(operations.delete, _receipts(batch))
+        results = await self._file.write_together(operations.delete, receipts(batch))
         self._tell_of_groups(batch)
         return results
 
     async def extend(self, batch: Sequence[Message], seconds: float) -> list[Exception | None]:
         """See `MessageQueue.extend`."""
         number("seconds", seconds, at_least=0)
-        results = await self._file.write_together(operations.extend, (_receipts(batch), seconds))
+        results = await self._file.write_together(operations.extend, (receipts(batch), seconds))
         if seconds < self.visibility_timeout:
             self._tell()  # it may be due before whoever waits would look
         return results
@@ -161,7 +162,7 @@ class SqliteQueue(MessageQueue):
     ) -> list[Exception | None]:
         """See `MessageQueue.release`."""
         seconds, why = delays(batch, delay), reasons(batch, reason)
-        items = list(zip(_receipts(batch), seconds, why, strict=True))
+        items = list(zip(receipts(batch), seconds, why, strict=True))
         given = operations.Release(items, counted, self.max_receives)
         results = await self._file.write_together(operations.release, given)
         self._tell()
@@ -171,7 +172,7 @@ class SqliteQueue(MessageQueue):
         self, batch: Sequence[Message], reason: str | Sequence[str]
     ) -> list[Exception | None]:
         """See `MessageQueue.dead_letter`."""
-        items = list(zip(_receipts(batch), reasons(batch, reason), strict=True))
+        items = list(zip(receipts(batch), reasons(batch, reason), strict=True))
         results = await self._file.write_together(operations.bury, items)
         self._tell_of_groups(batch)
         return results
@@ -208,7 +209,3 @@ class SqliteQueue(MessageQueue):
 
     def __repr__(self) -> str:
         return f"SqliteQueue({str(self._file.path)!r})"
-
-
-def _receipts(batch: Sequence[Message]) -> list[operations.Receipt]:
-    return [message.receipt for message in batch]

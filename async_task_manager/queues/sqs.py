@@ -35,6 +35,7 @@ from async_task_manager.queues.base import (
     MessageQueue,
     delays,
     reasons,
+    receipts,
 )
 
 try:
@@ -280,7 +281,7 @@ class SqsQueue(MessageQueue):
 
     async def acknowledge(self, batch: Sequence[Message]) -> list[Exception | None]:
         """See `MessageQueue.acknowledge`."""
-        entries = [{"ReceiptHandle": message.receipt.handle} for message in batch]
+        entries = [{"ReceiptHandle": receipt.handle} for receipt in receipts(batch)]
         return await self._each("delete_message_batch", entries)
 
     async def extend(self, batch: Sequence[Message], seconds: float) -> list[Exception | None]:
@@ -297,6 +298,7 @@ class SqsQueue(MessageQueue):
         counted: bool = True,
     ) -> list[Exception | None]:
         """See `MessageQueue.release`. A delay is cut to 12 hours; SQS counts every receive."""
+        receipts(batch)
         given = list(zip(batch, delays(batch, delay), reasons(batch, reason), strict=True))
         spent = [counted and message.receive_count >= self.max_receives for message in batch]
         graves, back, seconds = [], [], []
@@ -317,8 +319,8 @@ class SqsQueue(MessageQueue):
         return await self._each(
             "change_message_visibility_batch",
             [
-                {"ReceiptHandle": message.receipt.handle, "VisibilityTimeout": ceil(one)}
-                for message, one in zip(batch, seconds, strict=True)
+                {"ReceiptHandle": receipt.handle, "VisibilityTimeout": ceil(one)}
+                for receipt, one in zip(receipts(batch), seconds, strict=True)
             ],
         )
 
@@ -328,6 +330,7 @@ class SqsQueue(MessageQueue):
         self, batch: Sequence[Message], reason: str | Sequence[str]
     ) -> list[Exception | None]:
         """See `MessageQueue.dead_letter`. A crash in between may leave a copy in both queues."""
+        receipts(batch)
         why = reasons(batch, reason)
         return await self._bury([Grave.for_(*each) for each in zip(batch, why, strict=True)])
 

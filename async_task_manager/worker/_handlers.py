@@ -102,6 +102,8 @@ class Handling:
         self.busy += 1
         try:
             return self._handler(message)  # type: ignore[operator]  # nor here
+        except StopIteration as error:  # no future takes one: it would never be done
+            raise RuntimeError("the handler raised StopIteration") from error
         finally:
             self.busy -= 1
 

@@ -109,6 +109,9 @@ class Settling:
             return await self._queue.release(messages, delays, reason=reasons, counted=counted)
         except StoreError as error:
             return [error] * len(verdicts)
+        except Exception as error:  # the queue was closed, say: then their leases run out
+            logger.exception("could not %s %d messages", kind, len(verdicts))
+            return [error] * len(verdicts)
 
 
 KINDS = ("acknowledge", "release", "return", "bury")

@@ -18,8 +18,8 @@ __all__ = ["Verdict", "described", "verdict_of"]
 
 logger = logging.getLogger("async_task_manager.worker")
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-"""What a terminal would obey, or take for the end of a line."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""What a terminal would obey or take for the end of a line, and what no UTF-8 can hold."""
 
 
 class Verdict(NamedTuple):
