@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from async_task_manager.errors import InvalidType, InvalidValue, TaskManagerError, TaskTooLarge
 from async_task_manager.strategies._calendar import Calendar
 from async_task_manager.strategies._dispatch import Dispatch
+from async_task_manager.strategies._fields import hashable
 from async_task_manager.strategies._gates import Gate
 from async_task_manager.strategies.base import Collector, Limit
 from async_task_manager.task import Accounts, Task, TaskState
@@ -147,14 +148,7 @@ class Batches:
     def admit(self, task: Task[Any]) -> None:
         """Notes the task's bulk key, if it is one that is collected: asked once, at intake."""
         if self.collector.collects(task):
-            key = self.collector.key_of(task)
-            try:
-                hash(key)
-            except TypeError:
-                raise InvalidType(
-                    f"{self.collector!r}: the key of {task!r} must be hashable, not {key!r}"
-                ) from None
-            self.keys[task] = key
+            self.keys[task] = hashable(self.collector, task, self.collector.key_of(task))
 
     def join(self, task: Task[Any], now: float, since: float | None = None) -> None:
         """The task waits in its batch from now on; it came at ``since``.

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
 
 from async_task_manager._validate import exact, number
 from async_task_manager.errors import InvalidState, InvalidType, InvalidValue
+from async_task_manager.strategies._fields import check_field, hashable, said
 from async_task_manager.strategies._keys import shown
 
 if TYPE_CHECKING:
@@ -387,8 +388,7 @@ class Limit(Role):
         cost: CostSpec = None,
         default_cost: float | None = None,
     ) -> None:
-        if key is not None and not isinstance(key, str) and not callable(key):
-            raise InvalidType(f"key must be a metadata name, a callable or None, not {key!r}")
+        check_field("key", key, optional=True)
         if cost is not None and not isinstance(cost, str) and not callable(cost):
             number("cost", cost, at_least=0)
         if default_cost is not None:
@@ -404,18 +404,7 @@ class Limit(Role):
         """
         if self.key is None:
             return None
-        if callable(self.key):
-            key = self.key(task)
-        else:
-            # Not `.metadata`, which would make a dict for every task that has none.
-            key = task._metadata.get(self.key) if task._metadata is not None else None
-        try:
-            hash(key)
-        except TypeError:
-            raise InvalidType(
-                f"{self!r}: the key of {task!r} must be hashable, not {key!r}"
-            ) from None
-        return key
+        return hashable(self, task, said(self.key, task))
 
     def cost_of(self, task: Task) -> float:
         """What the task consumes: exact, finite, not negative.
@@ -435,7 +424,7 @@ class Limit(Role):
         return _exactly(f"cost of {task!r}", value)
 
     def _unit(self, unit: str, task: Task) -> object:
-        given = task._metadata.get("cost") if task._metadata is not None else None
+        given = said("cost", task)
         if isinstance(given, dict):
             given = given.get(unit)
         if given is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from async_task_manager._validate import awaitable, number, optional, whole
 from async_task_manager.errors import InvalidType, TaskTimeout
 from async_task_manager.strategies._batches import Batch
+from async_task_manager.strategies._fields import check_field, said
 from async_task_manager.strategies.base import Collector, Item, KeySpec
 
 if TYPE_CHECKING:
@@ -60,8 +61,7 @@ class BulkStrategy(Collector):
     ) -> None:
         if not callable(handler):
             raise InvalidType(f"handler must be an async function of a list, not {handler!r}")
-        if key is not None and not isinstance(key, str) and not callable(key):
-            raise InvalidType(f"key must be a metadata name, a callable or None, not {key!r}")
+        check_field("key", key, optional=True)
         self.handler = handler
         self.key = key
         self._max_size = whole("max_size", max_size, at_least=1)
@@ -113,9 +113,7 @@ class BulkStrategy(Collector):
 
     def key_of(self, task: Task) -> Hashable:
         """The item's key; a metadata name that is missing gives None, a key of its own."""
-        if callable(self.key):
-            return self.key(task)
-        return None if self.key is None else task.metadata.get(self.key)
+        return None if self.key is None else said(self.key, task)
 
     async def call(self, tasks: Sequence[Task]) -> Sequence[Any]:
         """One call of the handler, for at most ``timeout`` seconds."""

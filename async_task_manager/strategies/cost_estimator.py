@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 from async_task_manager._validate import exact, number, optional, whole
 from async_task_manager.errors import InvalidType, InvalidValue
+from async_task_manager.strategies._fields import check_field, hashable, said
 from async_task_manager.strategies._keys import plain, read_key, shown_value, write_key
 
 if TYPE_CHECKING:
@@ -124,8 +125,7 @@ class CostEstimator:
             number("estimate", estimate, at_least=0)
         if unit is not None and not isinstance(unit, str):
             raise InvalidType(f"unit must be the name of a unit or None, not {unit!r}")
-        if key is not None and not isinstance(key, str) and not callable(key):
-            raise InvalidType(f"key must be a metadata name, a callable or None, not {key!r}")
+        check_field("key", key, optional=True)
         self.estimate = estimate
         """What a task is thought to consume."""
         self.key = key
@@ -238,7 +238,7 @@ class CostEstimator:
             return exact(number(f"the estimate for {task!r}", spec(task), at_least=0))
         if not isinstance(spec, str):
             return exact(spec)
-        given = task._metadata.get("cost") if task._metadata is not None else None
+        given = said("cost", task)
         if isinstance(given, dict):
             given = given.get(spec)
         if given is None:
@@ -251,17 +251,7 @@ class CostEstimator:
     def _key_of(self, task: Task) -> Hashable:
         if self.key is None:
             return None
-        if callable(self.key):
-            key = self.key(task)
-        else:
-            key = task._metadata.get(self.key) if task._metadata is not None else None
-        try:
-            hash(key)
-        except TypeError:
-            raise InvalidType(
-                f"{self!r}: the key of {task!r} must be hashable, not {key!r}"
-            ) from None
-        return key
+        return hashable(self, task, said(self.key, task))
 
     # ---- copies and restarts ----------------------------------------------------------------
 

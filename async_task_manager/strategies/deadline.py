@@ -6,7 +6,7 @@ from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING
 
-from async_task_manager.errors import InvalidType
+from async_task_manager.strategies._fields import check_field, said
 from async_task_manager.strategies.base import Order, WallTime
 from async_task_manager.strategies.time_based import instant_of
 
@@ -40,8 +40,7 @@ class DeadlineStrategy(Order):
     uses_wall_time = True
 
     def __init__(self, *, key: str | Callable[[Task], object] | None = None) -> None:
-        if key is not None and not isinstance(key, str) and not callable(key):
-            raise InvalidType(f"key must be a metadata name, a callable or None, not {key!r}")
+        check_field("key", key, optional=True)
         self._key = key
         self._offset = 0.0
 
@@ -59,11 +58,7 @@ class DeadlineStrategy(Order):
         if key is None:
             deadline = task._options.deadline if task._options is not None else None
             return inf if deadline is None else deadline
-        if isinstance(key, str):
-            metadata = task._metadata  # `.metadata` would make a dict for each task that has none
-            value = None if metadata is None else metadata.get(key)
-        else:
-            value = key(task)
+        value = said(key, task)
         if value is None:
             return inf
         return instant_of(f"the time at which {task!r} is due", value, now)

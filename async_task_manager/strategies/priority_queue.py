@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from async_task_manager._validate import number, optional
 from async_task_manager.errors import InvalidType, InvalidValue
+from async_task_manager.strategies._fields import check_field, said
 from async_task_manager.strategies.base import Order
 
 if TYPE_CHECKING:
@@ -53,8 +54,7 @@ class PriorityQueueStrategy(Order):
         aging: float | None = None,
         inherit: bool = True,
     ) -> None:
-        if not isinstance(key, str) and not callable(key):
-            raise InvalidType(f"key must be a metadata name or a callable, not {key!r}")
+        check_field("key", key)
         if not isinstance(levels, Mapping):
             raise InvalidType(f"levels must map names to priorities, not {levels!r}")
         for name, level in levels.items():
@@ -76,7 +76,7 @@ class PriorityQueueStrategy(Order):
         has reached p + (t - a) / s. All waiting tasks gain at one speed, so that t is the
         same for each of them: they compare as p - a / s does, which is fixed.
         """
-        value = self._given(task)
+        value = said(self._key, task)
         if value is None:
             priority = self._default
         elif type(value) is int:
@@ -92,16 +92,9 @@ class PriorityQueueStrategy(Order):
                 f"the priority of {task!r} must be below 1.8e308 with aging, not {value!r}"
             ) from None
 
-    def _given(self, task: Task) -> object:
-        key = self._key
-        if not isinstance(key, str):
-            return key(task)
-        metadata = task._metadata  # `.metadata` would make a dict for each task that has none
-        return None if metadata is None else metadata.get(key)
-
     def label(self, task: Task, rank: object) -> str:
         """The name of the task's level, or its priority where that has none."""
-        value = self._given(task)
+        value = said(self._key, task)
         priority = self._default if value is None else self._number("", value)
         return next((name for name, p in self._levels.items() if p == priority), str(priority))
 

@@ -17,6 +17,7 @@ from async_task_manager.errors import (
     StrategyInUse,
     UnknownProvider,
 )
+from async_task_manager.strategies._fields import check_field, said
 from async_task_manager.strategies._routing import KEYS, Load, Policy, as_told, measure, spread
 from async_task_manager.strategies.base import Branch, Limit, Router
 
@@ -158,8 +159,7 @@ class ProviderRouterStrategy(Router):
         policy: Policy = "ordered",
         half_life: float = 60.0,
     ) -> None:
-        if not isinstance(field, str) and not callable(field):
-            raise InvalidType(f"field must be a metadata name or a callable, not {field!r}")
+        check_field("field", field)
         if not isinstance(providers, Iterable):
             raise InvalidType(f"providers must be a list of providers, not {providers!r}")
         self._field = field
@@ -273,12 +273,7 @@ class ProviderRouterStrategy(Router):
 
     def pin_of(self, task: Task) -> str | None:
         """The name of the provider that the task must go to; None: any will do."""
-        field = self._field
-        if isinstance(field, str):
-            metadata = task._metadata  # `.metadata` would make a dict for each task that has none
-            pin = None if metadata is None else metadata.get(field)
-        else:
-            pin = field(task)
+        pin = said(self._field, task)
         if pin is None:
             return None
         if not isinstance(pin, str):

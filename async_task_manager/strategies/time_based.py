@@ -13,6 +13,7 @@ from async_task_manager.errors import InvalidType, InvalidValue
 from async_task_manager.strategies._calendar import Calendar
 from async_task_manager.strategies._clocks import zone_of
 from async_task_manager.strategies._cron import Cron
+from async_task_manager.strategies._fields import check_field, said
 from async_task_manager.strategies._schedules import (
     Every,
     Firing,
@@ -76,8 +77,7 @@ class TimeBasedStrategy(Hold, Source):
         field: str | Callable[[Task], object] = "valid_after",
         seed: int | None = None,
     ) -> None:
-        if not isinstance(field, str) and not callable(field):
-            raise InvalidType(f"field must be a metadata name or a callable, not {field!r}")
+        check_field("field", field)
         self._field = field
         self._random = Random(optional(whole, "seed", seed, at_least=0))
         self.wall_offset: float | None = None
@@ -92,12 +92,7 @@ class TimeBasedStrategy(Hold, Source):
 
     def not_before(self, task: Task, now: float) -> float:
         """The time that the task names: `WallTime`, or chain time for a timedelta or for none."""
-        field = self._field
-        if isinstance(field, str):
-            metadata = task._metadata  # `.metadata` would make a dict for each task that has none
-            value = None if metadata is None else metadata.get(field)
-        else:
-            value = field(task)
+        value = said(self._field, task)
         if value is None:
             return now
         return instant_of(f"the time before which {task!r} must not start", value, now)
