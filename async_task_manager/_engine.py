@@ -34,7 +34,8 @@ from async_task_manager.errors import (
     TaskTimeout,
 )
 from async_task_manager.events import Observers
-from async_task_manager.strategies._batches import Batch, leave_call
+from async_task_manager.strategies._batch import Batch
+from async_task_manager.strategies._batches import leave_call
 from async_task_manager.strategies.base import BaseStrategy, WallTime
 from async_task_manager.strategies.chain import Chain
 from async_task_manager.task import (

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from async_task_manager._validate import number
 from async_task_manager.errors import InvalidType, TaskManagerError, TaskTimeout
-from async_task_manager.strategies._batches import Batch
+from async_task_manager.strategies._batch import Batch
 from async_task_manager.strategies._clocks import shown_at
 from async_task_manager.strategies._snapshot import snapshot_of
 from async_task_manager.strategies.base import WallTime

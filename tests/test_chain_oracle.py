@@ -31,7 +31,7 @@ from async_task_manager.errors import (
     TaskRejected,
 )
 from async_task_manager.strategies import _dispatch, _intake, _lanes, _single_lane
-from async_task_manager.strategies._batches import Batch
+from async_task_manager.strategies._batch import Batch
 from async_task_manager.strategies._routing import KEYS
 from async_task_manager.strategies.adaptive import AdaptiveStrategy
 from async_task_manager.strategies.backoff import exponential, fixed

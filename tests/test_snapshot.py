@@ -20,7 +20,7 @@ from async_task_manager.strategies import (
     SlidingWindowStrategy,
     Usage,
 )
-from async_task_manager.strategies._batches import Batch
+from async_task_manager.strategies._batch import Batch
 from async_task_manager.strategies._reasons import Waiting
 from async_task_manager.strategies._snapshot import snapshot_of
 from async_task_manager.task import Outcome

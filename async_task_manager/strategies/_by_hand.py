@@ -7,7 +7,8 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from async_task_manager.strategies._batches import Batch, leave_call
+from async_task_manager.strategies._batch import Batch
+from async_task_manager.strategies._batches import leave_call
 from async_task_manager.task import TaskState, outcome_of
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from async_task_manager.errors import (
     TaskManagerError,
 )
 from async_task_manager.events import Observers, Queued
-from async_task_manager.strategies._batches import Batch, Batches
+from async_task_manager.strategies._batch import Batch
+from async_task_manager.strategies._batches import Batches
 from async_task_manager.strategies._calendar import Calendar
 from async_task_manager.strategies._dispatch import Dispatch
 from async_task_manager.strategies._foreign import ForeignStage

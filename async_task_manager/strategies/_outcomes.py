@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from async_task_manager._run import Options
 from async_task_manager.errors import DeadlineExceeded, QueueTimeout, StrategyError
-from async_task_manager.strategies._batches import Batch
+from async_task_manager.strategies._batch import Batch
 from async_task_manager.strategies._dispatch import Dispatch
 from async_task_manager.strategies._intake import Intake
 from async_task_manager.strategies.base import Feedback, Limit, RetryAt

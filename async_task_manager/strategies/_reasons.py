@@ -8,7 +8,8 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from async_task_manager.errors import TaskRejected, TaskTooLarge
-from async_task_manager.strategies._batches import CLOSED, Batch, Batches
+from async_task_manager.strategies._batch import CLOSED, Batch
+from async_task_manager.strategies._batches import Batches
 from async_task_manager.strategies._gates import Gate, RouterGate
 from async_task_manager.strategies._lanes import Lane, Node
 from async_task_manager.strategies._single_lane import SingleLane

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from async_task_manager._validate import awaitable, number, optional, whole
 from async_task_manager.errors import InvalidType, TaskTimeout
-from async_task_manager.strategies._batches import Batch
+from async_task_manager.strategies._batch import Batch
 from async_task_manager.strategies._fields import check_field, said
 from async_task_manager.strategies.base import Collector, Item, KeySpec
 

@@ -15,7 +15,8 @@ from async_task_manager.errors import (
     StrategyInUse,
     TaskManagerError,
 )
-from async_task_manager.strategies._batches import Batch, Batches
+from async_task_manager.strategies._batch import Batch
+from async_task_manager.strategies._batches import Batches
 from async_task_manager.strategies._by_hand import ByHand
 from async_task_manager.strategies._dispatch import Dispatch
 from async_task_manager.strategies._foreign import ForeignStage

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from async_task_manager._validate import exact, number, one_of, whole
+from async_task_manager._validate import exact, number, one_of
 from async_task_manager.errors import InvalidType, InvalidValue
 from async_task_manager.strategies._keys import States, call, per_key, read_key, write_key
+from async_task_manager.strategies._per_user import GUARANTEED, MAXIMUM, WEIGHT, PerUser
 from async_task_manager.strategies._submissions import Submissions
 from async_task_manager.strategies.base import Cost, CostSpec, GroupOrder, Limit, Usage
 
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["FairShareStrategy", "PerUser", "Standing"]
 
 LEVELS = (0, 5, 15, 25, 35)
-
-PerUser: TypeAlias = "float | Mapping[Any, float] | Callable[[Any], float | None] | None"
-"""One number for every user; a mapping from users to numbers; or a function of the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +167,7 @@ class FairShareStrategy(GroupOrder, Limit):
 
     @weights.setter
     def weights(self, value: PerUser) -> None:
-        self._weights = _checked("weights", value, _weight)
+        self._weights = WEIGHT.checked("weights", value)
         self.changed()
 
     @property
@@ -179,7 +177,7 @@ class FairShareStrategy(GroupOrder, Limit):
 
     @guaranteed.setter
     def guaranteed(self, value: PerUser) -> None:
-        self._guaranteed = _checked("guaranteed", value, _guaranteed)
+        self._guaranteed = GUARANTEED.checked("guaranteed", value)
         self.changed()
 
     @property
@@ -189,7 +187,7 @@ class FairShareStrategy(GroupOrder, Limit):
 
     @maximum.setter
     def maximum(self, value: PerUser) -> None:
-        self._maximum = _checked("maximum", value, _maximum)
+        self._maximum = MAXIMUM.checked("maximum", value)
         self.changed()
 
     # ---- the order --------------------------------------------------------------------------
@@ -316,13 +314,13 @@ class FairShareStrategy(GroupOrder, Limit):
     # ---- what people ask --------------------------------------------------------------------
 
     def _weight(self, key: Hashable) -> float:
-        return _of(self._weights, key, 1, _weight)
+        return WEIGHT.of(key, self._weights)
 
     def _guarantee(self, key: Hashable) -> float:
-        return _of(self._guaranteed, key, 0, _guaranteed)
+        return GUARANTEED.of(key, self._guaranteed)
 
     def _most(self, key: Hashable) -> float:
-        return _of(self._maximum, key, inf, _maximum)
+        return MAXIMUM.of(key, self._maximum)
 
     def _recent(self, key: Hashable, now: float) -> int:
         user = self._users.get(key)
@@ -389,39 +387,3 @@ class FairShareStrategy(GroupOrder, Limit):
             guaranteed=self._guaranteed,
             maximum=self._maximum,
         )
-
-
-def _weight(name: str, value: object) -> float:
-    return number(name, value, above=0)
-
-
-def _guaranteed(name: str, value: object) -> float:
-    return whole(name, value, at_least=0)
-
-
-def _maximum(name: str, value: object) -> float:
-    return whole(name, value, at_least=1)
-
-
-Check: TypeAlias = "Callable[[str, object], float]"
-
-
-def _checked(name: str, spec: PerUser, check: Check) -> PerUser:
-    """The parameter, if it is a number, a mapping to numbers, a function or None."""
-    if isinstance(spec, Mapping):
-        for user, value in spec.items():
-            check(f"{name}[{user!r}]", value)
-    elif spec is not None and not callable(spec):
-        check(name, spec)
-    return spec
-
-
-def _of(spec: PerUser, user: Hashable, default: float, check: Check) -> float:
-    """What the parameter says about the user."""
-    if isinstance(spec, Mapping):
-        value = spec.get(user)
-    elif callable(spec):
-        value = spec(user)
-    else:
-        return default if spec is None else spec
-    return default if value is None else check(f"{check.__name__[1:]} of {user!r}", value)
