@@ -63,7 +63,8 @@ class Explanation:
             parts.append(f"{_ordinal(self.position)} in line")
         parts += [_words(reason) for reason in self.reasons[:MOST]]
         if not self.reasons and not self.note:
-            parts.append("nothing holds it back")
+            behind = self.position is not None and self.position > 1
+            parts.append("the line is moving" if behind else "nothing holds it back")
         return "; ".join(parts)
 
 

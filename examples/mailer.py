@@ -6,7 +6,7 @@ The handlers of the application just call `send`; what limits it, stands in one 
 import asyncio
 import logging
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import partial
 
 from async_task_manager import Chain, QueueFull, TaskManager, current_task
@@ -25,7 +25,8 @@ manager = TaskManager(
     max_queued=50,
     history=200,
 )
-slow: list[float] = []
+waits: defaultdict[str, float] = defaultdict(float)
+closed: dict[str, float] = {}
 
 
 @manager.wrap(metadata=lambda to, urgent=False: {"priority": "high" if urgent else "normal"})
@@ -41,9 +42,10 @@ async def send(to: str, urgent: bool = False) -> str:
 def watch(record: Event) -> None:
     """What the dashboard shows: when letters have to wait, and for how long."""
     if isinstance(record, StageClosed):
-        slow.append(-record.at)
+        closed[record.stage.describe()] = record.at
     elif isinstance(record, StageOpened):
-        slow[-1] += record.at
+        limit = record.stage.describe()
+        waits[limit] += record.at - closed.pop(limit)
 
 
 async def main() -> None:
@@ -75,7 +77,9 @@ async def main() -> None:
     async with track(manager):  # a progress bar on a terminal, a line now and then elsewhere
         await manager.join()
     leave()
-    print(f"letters had to wait {len(slow)} times; ended: {len(manager.history)}")
+    for limit, seconds in waits.items():
+        print(f"letters had to wait for {limit!r}: {seconds:.1f} s")
+    print(f"ended: {len(manager.history)}")
     await manager.close()
 
 

@@ -176,6 +176,17 @@ async def test_of_several_providers_the_first_to_open_comes_first() -> None:
     await manager.close(grace=0)
 
 
+async def test_a_line_whose_first_is_about_to_start() -> None:
+    limit = ConcurrentLimitStrategy(1)
+    manager = await running(limit)
+    tasks = manager.add_tasks([nap] * 4)
+    await asyncio.sleep(1)
+    limit.max_concurrent = 2
+    assert str(manager.explain(tasks[1])) == "1st in line; nothing holds it back"
+    assert str(manager.explain(tasks[3])) == "3rd in line; the line is moving"
+    await manager.close(grace=0)
+
+
 async def test_other_states() -> None:
     manager = TaskManager(Chain(ProviderRouterStrategy([Provider("groq")]), Again()))
     task = manager.add_task(failing)
