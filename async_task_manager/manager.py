@@ -79,8 +79,7 @@ class TaskManager(Asked):
     Args:
         strategy: A strategy, or a `Chain` of several. A strategy belongs to one manager.
         poll_interval: Seconds between questions to custom strategies that have to be polled and
-            name no interval of their own. The built-in strategies are never polled.
-
+            name no interval of their own, above 0. The built-in strategies are never polled.
         autostart: Whether the first task that is added inside a running loop starts it.
         max_queued: How many tasks may be queued, at least 1; None: any number.
         overflow: What `add_task` does with one more: ``"raise"`` refuses it with `QueueFull`;
