@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, overload
 
-from async_task_manager._engine import Engine
 from async_task_manager._explain import Backlog, Explanation
 from async_task_manager._forecast import (
     NOTHING,
@@ -16,6 +15,7 @@ from async_task_manager._forecast import (
     durations_by,
     look,
 )
+from async_task_manager._life import Life
 from async_task_manager._overview import LimitStatus, QueueLengths, Stats, Status, TaskStatus
 from async_task_manager.errors import InvalidState, InvalidType
 from async_task_manager.events import Observer
@@ -26,8 +26,8 @@ from async_task_manager.task import Task, wall_time
 __all__ = ["Asked"]
 
 
-class Asked(Engine):
-    """An engine that can tell what it does, and what it will."""
+class Asked(Life):
+    """A life that can tell what it does, and what it will."""
 
     def __init__(self, strategy: BaseStrategy, poll_interval: float, history: int) -> None:
         super().__init__(strategy, poll_interval)
