@@ -623,6 +623,17 @@ def test_a_copy_shares_nothing_that_changes() -> None:
     assert policy.by == twin.by == "levels"
 
 
+def test_a_copy_goes_on_where_the_original_is() -> None:
+    run = Run(FairShareStrategy(by="share"), 2)
+    for user in ("ann", "ann", "ann", "bob"):
+        run.add(user)
+    run.pull()
+    twin = copy.deepcopy(run.policy)
+    for user in ("ann", "bob", "nobody"):
+        assert twin.standing(user, 0.0) == run.policy.standing(user, 0.0)
+    assert twin.standing("ann", 0.0).queued == 2
+
+
 def test_standing_tells_recent_use_level_and_weight() -> None:
     run = Run(FairShareStrategy(weights={"ann": 2}), 1)
     for _ in range(20):

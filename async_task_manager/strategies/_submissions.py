@@ -39,6 +39,10 @@ class Submissions:
         """Whether it holds none."""
         return not self._stamps or self._stamps[-1] + window <= now
 
+    def copy(self) -> Submissions:
+        """The same instants, for another to go on from."""
+        return Submissions(self._stamps[self._first :])
+
     def dump(self) -> list[float]:
         """The instants that may still count."""
         return self._stamps[self._first :].tolist()

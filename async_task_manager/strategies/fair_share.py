@@ -54,6 +54,13 @@ class _User:
         self.owed = 0.0
         """How far the tag may lie behind that clock: charges that turned out too high."""
 
+    def __deepcopy__(self, memo: object) -> _User:
+        # By hand: there may be a hundred thousand of them in a chain that is to be run ahead.
+        twin = _User(self.tag)
+        twin.submissions = self.submissions.copy()
+        twin.queued, twin.running, twin.owed = self.queued, self.running, self.owed
+        return twin
+
 
 Grant: TypeAlias = "list[Any]"
 """[user, what was charged, by which weight]."""

@@ -142,8 +142,9 @@ class TimeBasedStrategy(Hold, Source):
 
         Runs that were missed, coalesced or skipped are logged, and in the schedule's `history`.
 
-        A time that the clocks skip comes at the end of the gap, and one that they repeat the first
-        time; a cron expression that leaves the hours open goes by the time that passes.
+        A time of a cron expression that the clocks skip comes at the end of the gap, and one that
+        they repeat the first time; an expression that leaves the hours open goes by the time that
+        passes. Naive datetimes are read as those that tasks name, but in ``timezone``.
 
         Raises:
             InvalidValue, InvalidType: a parameter is out of range or has the wrong type; not one
