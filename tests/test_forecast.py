@@ -22,7 +22,8 @@ from async_task_manager import (
     Task,
     TaskManager,
 )
-from async_task_manager._forecast import MAX_NAMES, Durations, Forecast, WhatIf, run_ahead
+from async_task_manager._ahead import run_ahead
+from async_task_manager._forecast import MAX_NAMES, Durations, Forecast, WhatIf
 from async_task_manager._run import Options
 from async_task_manager.strategies import (
     BaseStrategy,

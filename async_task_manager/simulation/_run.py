@@ -10,7 +10,7 @@ from datetime import datetime
 from math import inf, nan
 from typing import Any
 
-from async_task_manager._forecast import run_ahead
+from async_task_manager._ahead import run_ahead
 from async_task_manager._validate import number, optional, whole
 from async_task_manager.errors import InvalidState, InvalidType, InvalidValue
 from async_task_manager.simulation._series import Series
