@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -819,6 +820,42 @@ async def test_cancelled_it_gives_everything_back() -> None:
     assert run.cancelled()
     assert now() < 6
     assert (await queue.depth()).ready == 5
+
+
+@pytest.mark.parametrize("how", ["once", "again and again", "all tasks", "stopped before"])
+async def test_cancelled_at_any_step_it_gives_everything_back(how: str) -> None:
+    async def handler(message: Message) -> None:
+        try:
+            await asyncio.sleep(10)
+        finally:
+            await asyncio.sleep(0)
+
+    # When it begins, while it works, when handlers end, and when that is told.
+    for instant, steps in product((0, 5, 10, 10.02), range(24)):
+        queue = await sent(MemoryQueue(), *range(5))
+        worker = Worker(queue, handler, at_once(2))
+        others = asyncio.all_tasks()
+        run = asyncio.create_task(worker.run())
+        await asyncio.sleep(instant)
+        if how == "stopped before":
+            worker.stop()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        if how == "all tasks":  # as `asyncio.run` does
+            for task in asyncio.all_tasks() - others:
+                task.cancel()
+        run.cancel()
+        if how == "again and again":
+            while not run.done():
+                await asyncio.sleep(0.001)
+                run.cancel()
+        await asyncio.wait([run], timeout=1)
+        assert run.cancelled()
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == others
+        acknowledged = worker.stats().acknowledged
+        assert await queue.depth() == Depth(5 - acknowledged, 0, 0, 0)
+        assert acknowledged == 2 or instant < 10.02
 
 
 async def test_a_strategy_that_raises_ends_the_worker_and_loses_nothing() -> None:

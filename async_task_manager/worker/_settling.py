@@ -62,7 +62,7 @@ class Settling:
         self._last = asyncio.get_running_loop().time() + LAST
 
     async def run(self) -> None:
-        """Tells what comes, until it is cancelled."""
+        """Tells what comes, until it is cancelled; then another run tells the rest."""
         while True:
             await self._came.wait()
             if len(self._pending) < BATCH and self._last == inf:
@@ -72,7 +72,12 @@ class Settling:
             waiters, self._waiters = self._waiters, []
             self._came.clear()
             self._urgent.clear()
-            await asyncio.gather(*(self._tell(kind, batch) for kind in KINDS))
+            try:
+                await asyncio.gather(*(self._tell(kind, batch) for kind in KINDS))
+            except asyncio.CancelledError:  # perhaps they were told, perhaps not
+                self._pending = batch + self._pending
+                self._came.set()
+                raise
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(None)

@@ -27,6 +27,8 @@ from async_task_manager.strategies import (
     exponential,
 )
 from async_task_manager.task import Task
+from async_task_manager.worker._ahead import Ahead
+from async_task_manager.worker._ending import as_a_whole
 from async_task_manager.worker._handlers import Handling, MessageHandler
 from async_task_manager.worker._held import Held, HeldMessages
 from async_task_manager.worker._leases import keep
@@ -40,8 +42,6 @@ logger = logging.getLogger("async_task_manager.worker")
 
 WAIT = 20.0
 """Seconds of one long poll."""
-AT_ONCE = 100
-"""Messages of one receive: how large they are is known only then."""
 
 
 class Worker:
@@ -106,13 +106,7 @@ class Worker:
         self._held = HeldMessages()
         whole("max_threads", max_threads, at_least=1)
         self._handling = Handling(handler, max_threads, self._held, self._begin)
-        self._least = min(self._handling.at_once, max_held)
-        self._window = self._least
-        """How many may wait here: what the chain begins in a second."""
-        self._full = False
-        """The last receive gave all that was asked for."""
-        self._begun = 0
-        """How many were begun in the present second."""
+        self._ahead = Ahead(self._held, self._handling.at_once, max_held, max_held_bytes)
         self._stopping = asyncio.Event()
         self._moved = asyncio.Event()
         """Set when there may be room for more."""
@@ -146,10 +140,13 @@ class Worker:
         has, or ``grace`` seconds are over. A second call cancels what still runs.
         """
         if self._stopping.is_set():
-            for held in self._held:
-                if held.task is not None:
-                    held.task.cancel()
+            self._cancel_all()
         self._stopping.set()
+
+    def _cancel_all(self) -> None:
+        for held in self._held:
+            if held.task is not None:
+                held.task.cancel()
 
     def stats(self) -> WorkerStats:
         """What it has done so far, and what it holds."""
@@ -196,30 +193,45 @@ class Worker:
     async def _work(self, until_empty: bool) -> None:
         self._manager = TaskManager(self._handling.chain(self.strategy))
         self._settling = Settling(self.queue, self._settled)
+        telling = asyncio.create_task(self._settling.run())
         parts = [
             asyncio.create_task(part)
             for part in (
                 self._manager.run(),
                 keep(self.queue, self._held, self._lose),
                 self._count(),
-                self._settling.run(),
             )
         ]
         receiver = asyncio.create_task(self._receive(until_empty))
         stopping = asyncio.create_task(self._stopping.wait())
         grace = 0.0
         try:
-            await asyncio.wait([receiver, stopping, *parts], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                [stopping, receiver, telling, *parts], return_when=asyncio.FIRST_COMPLETED
+            )
             grace = self.grace
         finally:
-            receiver.cancel()
             stopping.cancel()
-            await asyncio.wait([receiver])
-            await self._finish(grace)
-            for part in parts:
-                part.cancel()
-            await asyncio.wait(parts)
-        for part in (receiver, *parts):
+            await as_a_whole(self._end(receiver, telling, parts, grace), self._cancel_all)
+
+    async def _end(
+        self,
+        receiver: asyncio.Task[None],
+        telling: asyncio.Task[None],
+        parts: list[asyncio.Task[None]],
+        grace: float,
+    ) -> None:
+        receiver.cancel()
+        await asyncio.wait([receiver])
+        if telling.cancelling():  # `asyncio.run` cancels all tasks at its end
+            await asyncio.wait([telling])
+            telling = asyncio.create_task(self._settling.run())
+        await self._finish(grace)
+        parts = [receiver, telling, *parts]
+        for part in parts:
+            part.cancel()
+        await asyncio.wait(parts)
+        for part in parts:
             if not part.cancelled():
                 part.result()
 
@@ -246,7 +258,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         pause = 0.5
         while True:
-            room = self._room()
+            room = self._ahead.room()
             if not room:
                 self._moved.clear()
                 await self._moved.wait()
@@ -268,33 +280,17 @@ class Worker:
                 held, first = self._held.add(message, until)
                 if first:
                     self._start(held)
-            self._full = len(messages) == room
+            self._ahead.came(len(messages), room)
             if until_empty and not messages and not len(self._held):
                 depth = await self.queue.depth()
                 if not (depth.ready or depth.delayed or depth.in_flight):
                     return
 
-    def _room(self) -> int:
-        """How many more the chain can use soon; 0 while half of that still waits."""
-        held = self._held
-        if self._full and not held.waiting:  # it took at once all that there was room for
-            self._full = False
-            self._window = min(2 * self._window, self.max_held)
-        if held.bytes >= self.max_held_bytes or 2 * held.waiting > self._window:
-            return 0
-        room = min(self._window - held.waiting, self.max_held - len(held))
-        if len(held):
-            room = min(
-                room, 1 + (self.max_held_bytes - held.bytes) * len(held) // (held.bytes or 1)
-            )
-        return max(min(room, AT_ONCE), 0)
-
     async def _count(self) -> None:
         """Once a second: what has begun in it is what may be received ahead."""
         while True:
             await asyncio.sleep(1.0)
-            self._window = min(max(self._least, self._begun), self.max_held)
-            self._begun = 0
+            self._ahead.tick()
             self._moved.set()
 
     def _start(self, held: Held) -> None:
@@ -312,7 +308,7 @@ class Worker:
     async def _begin(self, batch: list[Held]) -> None:
         """A handler gets them now."""
         begun = [held for held in batch if self._held.begin(held)]
-        self._begun += len(begun)
+        self._ahead.begun(len(begun))
         self._moved.set()
         again = [held for held in begun if held.message.receive_count > 1]
         if not again:
@@ -351,6 +347,8 @@ class Worker:
     def _settled(self, verdict: Verdict, error: Exception | None) -> None:
         """The queue was told, or could not be."""
         held, kind = verdict.held, verdict.kind
+        if held not in self._held:
+            return  # told twice, as the first time was cancelled
         if error is not None:
             self._stats.lost += 1
             logger.warning("message %s: it will come again: %s", held.message.id, error)
