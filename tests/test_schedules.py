@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+import random
 import time
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -606,6 +607,53 @@ async def test_a_run_that_has_come_does_not_come_again_after_a_pause() -> None:
     hourly.resume()
     await asyncio.sleep(3600)
     assert len(by_cron.at) == 3
+    await manager.stop()
+
+
+@pytest.mark.parametrize("seed", range(60))
+async def test_whatever_pauses_stops_or_sets_the_clock_no_run_comes_twice(seed: int) -> None:
+    dice = random.Random(seed)
+    manager, strategy = await running()
+    jitter = dice.choice([0, 0, 3, 50])
+    end = virtual().wall_time() + 400
+    options: dict[str, Any] = dice.choice(
+        [
+            {"cron": "* * * * *"},
+            {"cron": "*/20 * * * * *"},
+            {"every": 7, "start": virtual().wall_time() - dice.random() * 100},
+            {"every": 10, "end": end},
+        ]
+    )
+    schedule = strategy.schedule(
+        Runs(dice.choice([0, 1, 30])),
+        jitter=jitter,
+        coalesce=dice.random() < 0.5,
+        max_running=dice.choice([1, 3]),
+        misfire_grace_time=dice.choice([None, 5]),
+        **options,
+    )
+    for _ in range(40):
+        await asyncio.sleep(dice.choice([0, 0.5, 3, 10, 20, 60]))
+        match dice.choice(["pause", "resume", "resume", "stop", "clock", "nothing", "nothing"]):
+            case "pause":
+                schedule.pause()
+            case "resume":
+                schedule.resume()
+            case "stop":
+                await manager.stop()
+                await asyncio.sleep(dice.choice([0, 40]))
+                await manager.idle()
+            case "clock":
+                virtual().step_wall(dice.choice([-100, -7, 13, 200]))
+    dues = [firing.due.timestamp() for firing in schedule.history]
+    assert dues == sorted(set(dues)) or jitter
+    if "end" in options:
+        assert max(dues, default=0) <= end + 1e-6
+    else:
+        schedule.resume()
+        before = schedule.history[-1:]
+        await asyncio.sleep(400)
+        assert schedule.history[-1:] != before  # and it goes on
     await manager.stop()
 
 
