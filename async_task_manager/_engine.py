@@ -432,6 +432,7 @@ class Engine(Clockwork):
 
     def cancel(self, task: Task[Any]) -> bool:
         """Cancels one task, queued or running; False if it has ended."""
+        self._check_loop()
         if task._state == "queued":
             self._drop(task, "cancelled", None)
             self.wake()

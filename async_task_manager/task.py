@@ -366,6 +366,10 @@ class Task(Generic[T_co]):
 
         Queued, it never runs and ends at once. Running, the work gets a CancelledError, and the
         task ends as the work does.
+
+        Raises:
+            InvalidState: it is called outside the loop in which its manager works: there,
+                ``loop.call_soon_threadsafe(task.cancel)``.
         """
         if self._state in DONE:
             return False

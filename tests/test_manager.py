@@ -1351,6 +1351,23 @@ def test_an_interrupt_starts_nothing_more() -> None:
 
 
 @pytest.mark.real_time
+async def test_other_threads_cannot_cancel_but_have_it_done() -> None:
+    async with TaskManager(one()) as manager:
+        running, queued = manager.add_task(lambda: nap(1)), manager.add_task(lambda: nap(1))
+        await asyncio.sleep(0.5)
+        loop = asyncio.get_running_loop()
+        for task in (running, queued):
+            with pytest.raises(InvalidState, match="call_soon_threadsafe"):
+                await asyncio.to_thread(task.cancel)
+            with pytest.raises(InvalidState, match="call_soon_threadsafe"):
+                await asyncio.to_thread(manager.cancel, task.id)
+        assert (running.state, queued.state) == ("running", "queued")
+        for task in (running, queued):
+            await asyncio.to_thread(loop.call_soon_threadsafe, task.cancel)
+        await manager.join()
+        assert manager.stats().cancelled == 2
+
+
 async def test_a_thread_that_gives_up_before_its_task_was_added() -> None:
     manager = TaskManager(one())
     await manager.idle()
