@@ -176,6 +176,8 @@ async def test_failures_and_what_they_tell(store: str, caplog: pytest.LogCapture
             loop: list[Any] = []
             loop.append(loop)
             return loop
+        if x == "exit":
+            raise SystemExit(3)
         return {"set": object(), "nan": float("nan"), "long": "a" * 100}.get(x) or 1 / 0
 
     async with served(service) as client:
@@ -186,13 +188,14 @@ async def test_failures_and_what_they_tell(store: str, caplog: pytest.LogCapture
             ("loop", "ValueError", "Circular"),
             ("long", "InvalidValue", "102 bytes of JSON, at most 100"),
             ("silent", "Silent", "could not be made"),
+            ("exit", "RuntimeError", "the function raised SystemExit(3)"),
         ]:
             found = await result(client, await submit(client, user_id="e\x1bvil\r\n", x=x))
             assert found["task_status"] == "FAILURE"
             assert found["task_result"]["type"] == kind
             assert says in found["task_result"]["message"]
     logged = [record.getMessage() for record in caplog.records if "failed" in record.getMessage()]
-    assert len(logged) == 6
+    assert len(logged) == 7
     assert r"user e\x1bvil\r\n) failed: ZeroDivisionError: division by zero" in logged[0]
     assert "\x1b" not in "".join(logged)
     assert "in fail" in logged[0], "where it happened"

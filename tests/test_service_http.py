@@ -129,6 +129,23 @@ async def test_a_long_body_is_refused_before_it_comes(store: str) -> None:
         assert (await talk(client, both)).startswith(b"HTTP/1.1 4")
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc",
+        b"POST /task HTTP/1.1\r\nhost: localhost\r\ncontent-length: -5\r\n\r\n",
+        b"POST /task HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1%s\r\n\r\n" % (b"0" * 30),
+    ],
+)
+async def test_what_is_no_http_gets_a_problem_too(store: str, request_: bytes) -> None:
+    async with served(echoing(store)) as client:
+        answer = await talk(client, request_)
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert b"content-type: application/problem+json" in head
+        assert json.loads(body)["status"] == 400
+
+
 async def test_slow_bodies_and_heads_have_a_deadline(store: str) -> None:
     async with served(echoing(store), head_seconds=0.3, body_seconds=0.3) as client:
         head = (

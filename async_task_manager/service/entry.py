@@ -80,7 +80,12 @@ class Entry:
         provider = task.provider if task is not None else None
         self.attempt, args = await core.started(self.number, provider)
         call = self.function.bound(args)
-        value = await call() if self.function.is_async else await core.threads.run(call)
+        try:
+            value = await call() if self.function.is_async else await core.threads.run(call)
+        except (SystemExit, KeyboardInterrupt) as error:
+            # It would end the loop, and with it everybody's service: signals come to the server,
+            # so this one is the function's own.
+            raise RuntimeError(f"the function raised {error!r}") from error
         result = _json(value)
         if len(result) > core.max_result_bytes:
             raise InvalidValue(

@@ -28,6 +28,7 @@ def _raw(status: int, detail: str) -> bytes:
 TOO_SLOW = _raw(408, "the head of the request came too slowly")
 TOO_LONG = _raw(431, f"the head of a request must not be longer than {LONGEST_HEAD} bytes")
 TOO_MANY = _raw(503, "too many connections")
+NO_HTTP = _raw(400, "this is no HTTP/1.1 request, or its content-length is wrong")
 
 
 class Protocol(HttpToolsProtocol):
@@ -73,6 +74,10 @@ class Protocol(HttpToolsProtocol):
         super().data_received(data)
         if self._deadline is not None and self._head > LONGEST_HEAD:
             self._turn_away(TOO_LONG)
+
+    def send_400_response(self, msg: str) -> None:
+        """Like any other refusal, a problem."""
+        self._turn_away(NO_HTTP)
 
     def on_headers_complete(self) -> None:
         """The head is here."""
