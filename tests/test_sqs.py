@@ -215,6 +215,7 @@ async def test_deduplication(sqs: SqsServer) -> None:
         (False, {"delay_seconds": 901}, "at most 900 on SQS, not 901"),
         (False, {f"a{n}": 1 for n in range(10)}, "at most 9 attributes on SQS, not 10"),
         (False, {"a b": 1}, "not 'a b'"),
+        (False, {"dead_letter": 1}, "must not be named 'dead_letter'"),
         (False, {"AWS.x": 1}, r"not 'AWS\.x'"),
     ],
 )
@@ -308,6 +309,34 @@ async def test_others_may_have_ten_attributes_and_die(sqs: SqsServer) -> None:
         assert await queue.dead_letter(await queue.receive(), "why") == [None]
         (letter,) = await queue.dead_letters()
         assert letter.attributes == dict.fromkeys(ten, "x")
+
+
+async def test_a_dead_letter_of_others_may_hold_anything(sqs: SqsServer) -> None:
+    name = sqs.make()
+    theirs = {
+        "broken": {"DataType": "String.json", "StringValue": "{"},
+        "raw": {"DataType": "Binary", "BinaryValue": b"\x00"},
+        "dead_letter": {"DataType": "String", "StringValue": "theirs"},
+        "n": {"DataType": "Number", "StringValue": "7"},
+    }
+    dead = url_of(sqs, name.removesuffix(".fifo") + "-dead")
+    sqs.client.send_message(QueueUrl=dead, MessageBody="1", MessageAttributes=theirs)
+    async with SqsQueue(name) as queue:
+        (letter,) = await queue.dead_letters()
+    meant = {"broken": "{", "raw": {"base64": "AA=="}, "dead_letter": "theirs", "n": 7}
+    assert letter.attributes == meant
+
+
+async def test_the_largest_can_die_too(sqs: SqsServer) -> None:
+    name = sqs.make(MaximumMessageSize="2000")
+    dead = url_of(sqs, name + "-dead")
+    sqs.client.set_queue_attributes(QueueUrl=dead, Attributes={"MaximumMessageSize": "2000"})
+    async with SqsQueue(name) as queue:
+        await queue.send([Message("x" * 1900)])
+        assert await queue.dead_letter(await queue.receive(), "y" * 200) == [None]
+        (letter,) = await queue.dead_letters()
+        assert len(letter.body) == 1902
+        assert "no room for the reason" in letter.reason
 
 
 async def test_dead_letters_are_chosen_by_id(sqs: SqsServer) -> None:

@@ -11,10 +11,13 @@ from typing import Any
 from async_task_manager.errors import InvalidValue
 from async_task_manager.queues._drafts import Undecodable, decoded
 
-__all__ = ["encoded", "from_sqs", "size_of", "to_sqs"]
+__all__ = ["DEAD", "encoded", "from_sqs", "size_of", "to_sqs"]
 
 MAX_ATTRIBUTES = 9
 """SQS takes ten; one is kept for the reason of a dead letter."""
+
+DEAD = "dead_letter"
+"""The attribute in which a dead letter's id, receive count, time and reason go along."""
 
 NOT_CARRIED = ("delay_seconds", "group_id", "deduplication_id")
 """Parameters of SQS itself."""
@@ -38,6 +41,11 @@ def to_sqs(what: str, attributes: Mapping[str, Any]) -> SqsAttributes:
             f"{what} must have at most {MAX_ATTRIBUTES} attributes on SQS, not {len(carried)}"
         )
     for name in carried:
+        if name == DEAD:
+            raise InvalidValue(
+                f"an attribute of {what} must not be named {DEAD!r} on SQS: the reason of a dead "
+                "letter goes there"
+            )
         if not _NAME.fullmatch(name):
             raise InvalidValue(
                 f"an attribute of {what} must be named with 1 to 256 letters, digits, '_', '-' and "

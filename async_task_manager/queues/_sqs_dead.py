@@ -7,13 +7,17 @@ import time
 from typing import Any, NamedTuple
 
 from async_task_manager.queues._drafts import Undecodable
-from async_task_manager.queues._sqs_attributes import SqsAttributes, encoded, from_sqs
+from async_task_manager.queues._sqs_attributes import (
+    DEAD,
+    SqsAttributes,
+    encoded,
+    from_sqs,
+    size_of,
+)
 from async_task_manager.queues.base import DeadLetter, Message
 
 __all__ = ["ALONE", "DEAD", "Grave", "Receipt", "letter_of", "name_group"]
 
-DEAD = "dead_letter"
-"""The attribute in which a dead letter's id, receive count, time and reason go along."""
 ALONE = "alone."
 """What the group of a message without one begins with on a FIFO queue, which has no other."""
 
@@ -40,6 +44,13 @@ class Grave(NamedTuple):
         attributes = encoded(message.attributes)
         attributes = _with_epitaph(attributes, message.id, message.receive_count, reason)
         return cls(message.id, body, attributes, message.receipt)
+
+    def within(self, most: int) -> Grave:
+        """As it is, or without the reason, if it has more bytes than that with it."""
+        if size_of(self.body, self.attributes) <= most:
+            return self
+        rest = {name: value for name, value in self.attributes.items() if name != DEAD}
+        return self._replace(attributes=rest)
 
     @classmethod
     def of(cls, raw: dict[str, Any], reason: str) -> Grave:
@@ -71,16 +82,21 @@ def letter_of(raw: dict[str, Any], max_receives: int) -> DeadLetter:
     """What lies in the dead-letter queue."""
     attributes = dict(raw.get("MessageAttributes", {}))
     system = raw["Attributes"]
-    epitaph = attributes.pop(DEAD, None)
     try:
-        meant = from_sqs(attributes)
-    except Undecodable:
-        meant = {name: attribute["StringValue"] for name, attribute in attributes.items()}
-    if epitaph is not None:
-        id, receives, died_at, reason = json.loads(epitaph["StringValue"])
-    else:  # SQS itself has moved it
+        id, receives, died_at, reason = json.loads(attributes[DEAD]["StringValue"])
+        del attributes[DEAD]
+    except (KeyError, ValueError, TypeError):  # SQS itself has moved it; or it is another's
         id, receives = raw["MessageId"], max_receives
         died_at = int(system["SentTimestamp"]) / 1000
-        reason = "moved by SQS: received too often and never acknowledged"
+        reason = (
+            "moved by SQS: received too often and never acknowledged; or there was no room for "
+            "the reason"
+        )
+    meant: dict[str, Any] = {}
+    for name, attribute in attributes.items():
+        try:
+            meant |= from_sqs({name: attribute})
+        except Undecodable:
+            meant[name] = attribute["StringValue"]
     name_group(meant, system.get("MessageGroupId"))
     return DeadLetter(id, raw["Body"], meant, receives, reason, died_at)

@@ -22,12 +22,13 @@ from async_task_manager.errors import (
 )
 from async_task_manager.queues._drafts import Draft, Undecodable, decoded
 from async_task_manager.queues._sqs_attributes import (
+    DEAD,
     from_sqs,
     size_of,
     to_sqs,
 )
 from async_task_manager.queues._sqs_calls import CONFIG, batches, in_batches, told
-from async_task_manager.queues._sqs_dead import ALONE, DEAD, Grave, Receipt, letter_of, name_group
+from async_task_manager.queues._sqs_dead import ALONE, Grave, Receipt, letter_of, name_group
 from async_task_manager.queues.base import (
     DeadLetter,
     Depth,
@@ -99,7 +100,7 @@ class SqsQueue(MessageQueue):
         self._where = {"region_name": region, "endpoint_url": endpoint_url}
         self._fifo = name.endswith(".fifo")
         self._deduplicates = False
-        self._max_bytes = 0
+        self._max_bytes = self._dead_bytes = 0
         self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()
         self._client: Any = None
@@ -144,6 +145,10 @@ class SqsQueue(MessageQueue):
                 )
             dead = policy["deadLetterTargetArn"].rpartition(":")[2]
         self._dead_url = (await client.get_queue_url(QueueName=dead))["QueueUrl"]
+        answer = await client.get_queue_attributes(
+            QueueUrl=self._dead_url, AttributeNames=["MaximumMessageSize"]
+        )
+        self._dead_bytes = int(answer["Attributes"]["MaximumMessageSize"])
 
     async def close(self) -> None:
         """See `MessageQueue.close`."""
@@ -256,12 +261,13 @@ class SqsQueue(MessageQueue):
 
     async def _readable(self, raw: list[dict[str, Any]]) -> list[Message]:
         """The messages; what is none becomes a dead letter."""
-        messages = []
+        messages, graves = [], []
         for one in raw:
             try:
                 messages.append(self._message(one))
             except Undecodable as error:
-                await self._bury([Grave.of(one, str(error))])
+                graves.append(Grave.of(one, str(error)))
+        await self._bury(graves)
         return messages
 
     def _message(self, raw: dict[str, Any]) -> Message:
@@ -337,6 +343,7 @@ class SqsQueue(MessageQueue):
     async def _bury(self, graves: Sequence[Grave]) -> list[Exception | None]:
         """A copy with the reason goes to the dead-letter queue, then the message is deleted."""
         await self.open()
+        graves = [grave.within(self._dead_bytes) for grave in graves]
         copies = [
             {
                 "MessageBody": grave.body,
