@@ -101,6 +101,19 @@ async def test_a_429_pauses_all_of_that_provider(headers: str) -> None:
     assert summary.too_many == a.stats.rejected
 
 
+@pytest.mark.parametrize("headers", ["all", "none"])
+async def test_a_provider_that_admits_less_than_the_config_says_makes_no_failures(
+    headers: str,
+) -> None:
+    """With the defaults, as a new user has them: no budget ends what was only sent too early."""
+    async with FakeProvider("a", limits=["10/1s"], headers=headers) as a:
+        told = {"limits": ["100/1s"], "max_concurrent": 40}
+        sent = {"name": a.name, "base_url": a.url} | told
+        written, summary = await send(60, sent)
+    assert summary.all_succeeded and len(written) == 60
+    assert a.stats.rejected > 60, "more than the budget lets be tried again"
+
+
 @pytest.mark.parametrize("headers", ["all", "date"])
 async def test_a_503_that_asks_to_wait_is_given_the_time(headers: str) -> None:
     async with FakeProvider("a", fail_next=1, status=503, retry_after=1, headers=headers) as a:
