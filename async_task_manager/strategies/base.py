@@ -267,6 +267,9 @@ class Role(BaseStrategy):
         """Seconds until the private chain may have a task; None: only an event can bring one."""
         return await self._private_chain().get_sleep_interval()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         # A copy is a policy in the same state, not a second door to the same queue.
         twin = type(self).__new__(type(self))
@@ -497,9 +500,6 @@ class Limit(Role):
     def describe(self) -> str:
         """The limit in a few plain words: "30 requests per minute"."""
         return repr(self)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
 
 
 def _exactly(name: str, value: object) -> float:
