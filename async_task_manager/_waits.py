@@ -84,15 +84,14 @@ class Waits:
         self, task: Task[Any], other: Task[Any], running: Collection[Task[Any]], now: float
     ) -> None:
         """Warns if the other needs what only the end of a running task gives back, and all that
-        hold a part of it wait for queued tasks, too.
+        hold a part of it wait for queued tasks, too, perhaps through tasks that run.
         """
         found = blocked_by(self._chain, other, running, now)
         if found is None:
             return
         stage, holders = found
-        if task in holders and all(
-            any(o._state == "queued" for o in self._for.get(holder, ())) for holder in holders
-        ):
+        lines = [self._line(holder) for holder in holders]
+        if any(task in line for line in lines) and all(map(self._stuck, lines)):
             self._warned.add(task)
             logger.warning(
                 "deadlock: %r waits for %r, which waits for its place in %s: await it after the "
@@ -101,6 +100,23 @@ class Waits:
                 other,
                 stage,
             )
+
+    def _line(self, task: Task[Any]) -> dict[Task[Any], None]:
+        """The running tasks that have to go on before this one can: itself, those it waits for, and
+        so forth.
+        """
+        line = {task: None}
+        ends = [task]
+        while ends:
+            for other in self._for.get(ends.pop(), ()):
+                if other._state == "running" and other not in line:
+                    line[other] = None
+                    ends.append(other)
+        return line
+
+    def _stuck(self, line: Collection[Task[Any]]) -> bool:
+        """Whether one of them waits for a queued task."""
+        return any(other._state == "queued" for one in line for other in self._for.get(one, ()))
 
 
 def blocked_by(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -656,6 +657,36 @@ async def test_whichever_way_it_waits_it_is_warned_about_once(
         await manager.join()
     waits = manager._waits
     assert not (waits._for or waits._by or waits._own or waits._warned)
+    await manager.stop()
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+@pytest.mark.parametrize("helped", [False, True])
+async def test_a_deadlock_through_a_task_that_runs(
+    key: str | None, helped: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first waits for the second, and the second for a third that needs the first one's slot,
+    unless the first gives up waiting.
+    """
+    manager = TaskManager(ConcurrentLimitStrategy(1 if key else 2, key=key))
+    await manager.idle()
+
+    async def second() -> None:
+        await asyncio.sleep(2)
+        await manager.add_task(lambda: nap(1), {"k": "first"}, name="third")
+
+    async def first() -> None:
+        other = manager.add_task(second, {"k": "second"}, name="second")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1 if helped else None):
+                await other
+        await asyncio.sleep(5)
+
+    task = manager.add_task(first, {"k": "first"}, name="first")
+    await asyncio.sleep(3)
+    assert ["third" in record.getMessage() for record in caplog.records] == [True] * (not helped)
+    task.cancel()
+    await manager.join()
     await manager.stop()
 
 
