@@ -563,7 +563,7 @@ def test_it_says_what_it_is() -> None:
     )
     assert breaker().tell(Usage(1, 0.5)) == "holds tasks back, since too many have failed"
     assert breaker(key="host").describe() == (
-        "none for 5 s once 0.5 of 4 calls or more within 10 s have failed for each host"
+        "none for 5 s once 50 % of 4 calls or more within 10 s have failed for each host"
     )
 
 

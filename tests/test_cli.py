@@ -422,6 +422,7 @@ def test_a_second_ctrl_c_cancels_what_runs(folder: Path) -> None:
             process.send_signal(signal.SIGINT)
             assert process.stdout.readline().startswith("interrupted: finishing 2 that run")
             process.send_signal(signal.SIGINT)
+            assert process.stdout.readline() == "interrupted again: cancelling 2 that run\n"
             process.communicate(timeout=30)
     assert process.returncode == 130
     assert [line["status"] for line in written(folder)[12:]] == ["cancelled"] * 2

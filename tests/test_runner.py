@@ -675,6 +675,26 @@ async def test_the_same_again_inside_a_program(tmp_path: Path) -> None:
     assert f"{after.skipped} were finished before" in str(next(iter(after.tables())).title)
 
 
+@real_time
+async def test_what_failed_before_is_no_success_of_the_run_that_goes_on(tmp_path: Path) -> None:
+    given = [json.dumps({"id": i, "path": "/"}) for i in range(5)]
+    async with FakeProvider("a", fail_next=2, status=400) as a:
+        flow = config({"name": "a", "base_url": a.url})
+        runs = []
+        for again in (False, False, True, False):
+            with open_ledger(tmp_path / "out.jsonl", retry_failed=again) as ledger:
+                batch = Batch(flow, record=True)
+                runs.append((await batch.run(given, ledger), batch.report()))
+    first, second, third, fourth = (summary for summary, _ in runs)
+    assert (first.all_succeeded, first.failed_before) == (False, 0)
+    assert (second.all_succeeded, second.skipped, second.failed_before) == (False, 5, 2)
+    title = str(next(iter(second.tables())).title)
+    assert title.endswith("5 were finished before, 2 of them without success: --retry-failed")
+    assert "<td>of them without success</td><td>2</td>" in page(second, runs[1][1], "again")
+    assert (third.all_succeeded, third.done, third.skipped) == (True, 2, 3)
+    assert (fourth.all_succeeded, fourth.done, fourth.skipped) == (True, 0, 5)
+
+
 # ---- what the config says -----------------------------------------------------------------------
 
 

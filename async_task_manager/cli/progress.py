@@ -100,7 +100,7 @@ def picture(batch: Batch, expected: int | None, why: str, width: int) -> Rendera
         lines.append(_counts(name.ljust(names), part, batch.now))
         lines += _limits(part, batch.now, names + 2, width)
     if why:
-        lines.append(Text(why, style="dim", no_wrap=True, overflow="ellipsis"))
+        lines.append(Text(why, style="dim"))  # it ends with the instant: rather two lines than none
     return Group(*lines)
 
 

@@ -149,9 +149,13 @@ async def _interruptible(batch: Batch, lines: Lines, ledger: Ledger, console: Co
     loop = asyncio.get_running_loop()
 
     def interrupt() -> None:
+        again = batch.interrupted
         batch.interrupt()
         running = sum(part.running for part in batch.summary.providers.values())
-        console.print(f"interrupted: finishing {running} that run; Ctrl-C again cancels them")
+        if again:
+            console.print(f"interrupted again: cancelling {running} that run")
+        else:
+            console.print(f"interrupted: finishing {running} that run; Ctrl-C again cancels them")
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [

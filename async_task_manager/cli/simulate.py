@@ -131,6 +131,9 @@ def simulate_command(
         if picture is not None:
             before.save(picture, title=", ".join(what_if) or None)
             print(f"wrote {picture}", file=sys.stderr)
+    except BrokenPipeError:  # whoever reads has enough
+        sys.stdout = None  # type: ignore[assignment]  # else Python flushes it at the end, in vain
+        return OK
     except OSError as error:
         return _refuse(f"{error.filename}: {error.strerror}")
     except TaskManagerError as error:

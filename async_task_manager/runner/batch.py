@@ -231,6 +231,7 @@ class Batch:
                 raise BadRequest(f"line {twin} has the id {request.id!r} already", request.id)
             if self._ledger.finished(request.id):
                 self.summary.skipped += 1
+                self.summary.failed_before += not self._ledger.succeeded(request.id)
                 return
             metadata = self._routes.metadata(request)
             request.json = None  # it was looked at, and the content says the same

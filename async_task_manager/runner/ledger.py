@@ -83,6 +83,10 @@ class Ledger:
         done = self._ids.done(str(id))
         return done is True or (done is False and not self._retry_failed)
 
+    def succeeded(self, id: str | int) -> bool:
+        """Whether it was finished with success."""
+        return self._ids.done(str(id)) is True
+
     def told(self, line: int) -> bool:
         """Whether it was written down before that this line is no request."""
         return self._ids.done(f"\0{line}") is not None

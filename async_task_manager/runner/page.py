@@ -35,6 +35,8 @@ def page(summary: Summary, report: Report, title: str) -> str:
     counts = [(status, f"{count:,}") for status, count in summary.statuses.most_common()]
     if summary.skipped:
         counts.append(("finished before", f"{summary.skipped:,}"))
+    if summary.failed_before:
+        counts.append(("of them without success", f"{summary.failed_before:,}"))
     if summary.unsent:
         counts.append(("read and not sent", f"{summary.unsent:,}"))
     rate = summary.done / summary.seconds if summary.seconds else 0.0

@@ -140,6 +140,8 @@ class Summary:
         """Requests that were read and not sent, since the run was interrupted."""
         self.skipped = 0
         """Requests that an earlier run has finished."""
+        self.failed_before = 0
+        """Those of them that it had no success with."""
         self.seconds = 0.0
         self._began = time.monotonic()
         self._pace: deque[tuple[float, int]] = deque(maxlen=PACE_SAMPLES)
@@ -205,8 +207,10 @@ class Summary:
 
     @property
     def all_succeeded(self) -> bool:
-        """Whether every line of the input became a 2xx."""
-        return self.done == self.statuses["succeeded"] and not self.unsent
+        """Whether every line of the input became a 2xx, in this run or before."""
+        return (
+            self.done == self.statuses["succeeded"] and not self.unsent and not self.failed_before
+        )
 
     def tables(self) -> Iterator[Table]:
         """For a terminal: a row per provider, and a row per limit."""
@@ -216,6 +220,8 @@ class Summary:
         title = f"{self.done} requests in {self.seconds:.1f} s" + (counts and f": {counts}")
         if self.skipped:
             title += f"; {self.skipped} were finished before"
+        if self.failed_before:
+            title += f", {self.failed_before} of them without success: --retry-failed"
         table = Table(title=title, title_justify="left")
         table.add_column("provider", overflow="fold")
         headings = ("sent", "ok", "failed", "retried", "429s", "wait p50/p95", "took p50/p95")
@@ -239,4 +245,4 @@ class Summary:
 
 def _pair(values: Distribution) -> str:
     low, high = values.quantile(0.5), values.quantile(0.95)
-    return "-" if low is None or high is None else f"{low:.2f} / {high:.2f}"
+    return "-" if low is None or high is None else f"{low:.2f}/{high:.2f}"

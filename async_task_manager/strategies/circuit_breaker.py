@@ -362,8 +362,9 @@ class CircuitBreakerStrategy(Limit):
 
     def describe(self) -> str:
         """In words: "none for 30 s once 50 % of 10 calls or more within 30 s have failed"."""
+        share = f"{100 * self.failure_rate:.3g} %"
         return (
-            f"none for {self._cooldown:g} s once {self.failure_rate:.3g} of {self._min_calls} "
+            f"none for {self._cooldown:g} s once {share} of {self._min_calls} "
             f"calls or more within {self._window:g} s have failed{per_key(self)}"
         )
 
