@@ -15,7 +15,8 @@ import pexpect
 import pytest
 
 from async_task_manager.cli.desk import PRETEND, Desk
-from async_task_manager.cli.wizard import example_simulation, to_toml
+from async_task_manager.cli.toml import to_toml
+from async_task_manager.cli.wizard import example_simulation
 from async_task_manager.config import parse_config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -274,3 +275,43 @@ def test_what_the_wizard_writes_is_sound() -> None:
     again = parse_config(tomllib.loads(to_toml(config)))
     assert [p.labels for p in again.providers] == [p.labels for p in config.providers]
     assert example_simulation(config, 20).startswith("20 tasks")
+
+
+def test_what_is_saved_is_all_that_was_loaded_but_for_secrets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A shell over a file of someone who knows more than the wizard asks for."""
+    monkeypatch.setenv("KEY", "from-the-environment")
+    monkeypatch.setenv("X_API_TOKEN", "as-it-stood-in-the-file")
+    table: dict[str, Any] = {
+        "name": "a",
+        "base_url": "http://a/v1",
+        "limits": [
+            "9/s",
+            {"rate": "90 tokens/s", "key": "user.id", "slack": 0.3},
+            {"strategy": "token_bucket", "rate": 5, "burst": 10},
+        ],
+        "headers": {
+            "Authorization": "Bearer ${KEY}",
+            "X-Api-Token": "as-it-stood-in-the-file",
+            "Accept": 'a "quoted" \\ \ttext',
+        },
+        "cost": {"tokens": "chars/4 + max_tokens"},
+        "settle": "usage.total_tokens",
+        "timeout": 5.5,
+        "retry": {
+            "max_attempts": 2,
+            "backoff": {"kind": "fixed", "seconds": 1e-7},
+            "budget": False,
+        },
+        "breaker": False,
+        "limit_headers": {"x-ratelimit-remaining": "X-Left"},
+        "weight": 2,
+    }
+    chain = [{"strategy": "fair_share", "key": "user"}, {"strategy": "providers"}]
+    given = {"policy": "weighted", "providers": [table], "chain": chain}
+    text = to_toml(Desk(parse_config(given), list[str]().append).config)
+    assert "as-it-stood" not in text and "from-the-env" not in text
+    table["headers"]["X-Api-Token"] = "${X_API_TOKEN}"
+    assert tomllib.loads(text) == given
+    assert parse_config(tomllib.loads(text)).providers[0].secrets() != ()

@@ -42,6 +42,7 @@ class Desk:
     """
 
     def __init__(self, config: FlowConfig, tell: Callable[[str], object] = print) -> None:
+        self._config = config
         self._configs = {provider.name: provider for provider in config.providers}
         self._tell = tell
         chain = build_chain(config)
@@ -57,7 +58,7 @@ class Desk:
     @property
     def config(self) -> FlowConfig:
         """The providers as they are now."""
-        return FlowConfig.model_construct(providers=tuple(self._configs.values()))
+        return self._config.model_copy(update={"providers": tuple(self._configs.values())})
 
     async def __aenter__(self) -> Self:
         for provider in self._configs.values():

@@ -132,7 +132,7 @@ def simulate_command(
             before.save(picture, title=", ".join(what_if) or None)
             print(f"wrote {picture}", file=sys.stderr)
     except BrokenPipeError:  # whoever reads has enough
-        sys.stdout = None  # type: ignore[assignment]  # else Python flushes it at the end, in vain
+        sys.stdout = None  # else Python flushes it at the end, in vain
         return OK
     except OSError as error:
         return _refuse(f"{error.filename}: {error.strerror}")

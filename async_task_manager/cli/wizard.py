@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from async_task_manager.cli import ask
 from async_task_manager.cli.desk import PRETEND, Desk
 from async_task_manager.cli.files import print_words
+from async_task_manager.cli.toml import to_toml
 from async_task_manager.config import (
     ConfigError,
     FlowConfig,
@@ -79,21 +79,6 @@ async def ask_config() -> FlowConfig:
         names = [provider.name for provider in providers]
         providers.append(await ask_provider(names, len(providers) + 1))
     return FlowConfig(providers=tuple(providers))
-
-
-def to_toml(config: FlowConfig) -> str:
-    """The config as a file: what the wizard asks for, and nothing else."""
-    parts = []
-    for provider in config.providers:
-        pretend = "   # change this to where it is" if provider.base_url == PRETEND else ""
-        parts.append(
-            f"[[providers]]\nname = {json.dumps(provider.name)}\n"
-            f"base_url = {json.dumps(provider.base_url)}{pretend}\n"
-            f"limits = {json.dumps([limit.label for limit in provider.rates])}\n"
-            f"max_concurrent = {provider.max_concurrent}\n"
-            "cost = 1   # what a request takes of each unit, unless it says\n"
-        )
-    return "\n".join(parts)
 
 
 async def save(config: FlowConfig) -> None:
