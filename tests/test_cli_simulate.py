@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,27 @@ def test_it_draws(folder: Path) -> None:
     atm("-n", "50", "-p", "run.png", "--what-if", "providers.groq.max_concurrent=8")
     assert (folder / "run.png").read_bytes().startswith(b"\x89PNG")
     assert "saved as .svg, .png or .json" in refused("-n", "5", "-p", "run.pdf")
+
+
+@pytest.mark.parametrize("number", ["0", "-5"])
+def test_a_number_that_is_none_is_not_taken_for_a_file(folder: Path, number: str) -> None:
+    assert f"a number of at least 1, or a file, not '{number}'" in refused("-n", number)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_whoever_reads_may_have_enough(folder: Path, unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as out:
+        done = subprocess.run(
+            [sys.executable, "-m", "async_task_manager.cli", "simulate", "flow.toml", "-n", "5"],
+            stdout=out,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            timeout=30,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_files_of_requests_and_traces(folder: Path) -> None:

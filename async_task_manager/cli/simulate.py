@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import sys
 import tomllib
 from collections.abc import Callable, Iterable
@@ -58,6 +59,8 @@ class Workload:
             return recorded(self.replay, asked, pinned=self.pinned)
         if self.trace is not None:
             return trace(self.trace)
+        if self.requests.removeprefix("-").isdecimal() and int(self.requests) < 1:
+            raise ConfigError(f"-n takes a number of at least 1, or a file, not {self.requests!r}")
         if not self.requests.isdecimal():
             return requests(
                 self.requests, duration=self.duration, cost=_estimate(config), seed=self.seed
@@ -117,22 +120,20 @@ def simulate_command(
     workload.pinned = not what_if  # else nothing would go another way
     try:
         tables = _tables(config)
-        before = _simulated(_parsed(tables, config), workload, start)
-        if not what_if:
-            _tell([before], as_json)
-        else:
+        reports = [_simulated(_parsed(tables, config), workload, start)]
+        if what_if:
             for change in what_if:
                 _apply(tables, change)
-            after = _simulated(_parsed(tables, config), workload, start)
-            _tell([before, after], as_json)
-            before = after
-        if workload.replay is not None and not as_json and not what_if:
-            _tell_replay(before, workload.replay)
+            reports.append(_simulated(_parsed(tables, config), workload, start))
         if picture is not None:
-            before.save(picture, title=", ".join(what_if) or None)
+            reports[-1].save(picture, title=", ".join(what_if) or None)
             print(f"wrote {picture}", file=sys.stderr)
+        _tell(reports, as_json)
+        if workload.replay is not None and not as_json and not what_if:
+            _tell_replay(reports[0], workload.replay)
+        sys.stdout.flush()
     except BrokenPipeError:  # whoever reads has enough
-        sys.stdout = None  # else Python flushes it at the end, in vain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # it is flushed at the end
         return OK
     except OSError as error:
         return _refuse(f"{error.filename}: {error.strerror}")
