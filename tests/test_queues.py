@@ -457,7 +457,8 @@ async def test_what_kills_its_receivers_is_given_up(backend: Backend, told: str)
         assert letter.reason.startswith("received 2 times and never acknowledged")
         assert letter.reason.endswith(told)
     else:
-        assert letter.reason == "moved by SQS: received too often and never acknowledged"
+        moved = "moved by SQS: received too often and never acknowledged"
+        assert letter.reason == f"{moved} (or no room was left for the reason)"
 
 
 @LOCAL

@@ -336,7 +336,7 @@ async def test_the_largest_can_die_too(sqs: SqsServer) -> None:
         assert await queue.dead_letter(await queue.receive(), "y" * 200) == [None]
         (letter,) = await queue.dead_letters()
         assert len(letter.body) == 1902
-        assert "no room for the reason" in letter.reason
+        assert "no room was left for the reason" in letter.reason
 
 
 async def test_dead_letters_are_chosen_by_id(sqs: SqsServer) -> None:

@@ -89,8 +89,8 @@ def letter_of(raw: dict[str, Any], max_receives: int) -> DeadLetter:
         id, receives = raw["MessageId"], max_receives
         died_at = int(system["SentTimestamp"]) / 1000
         reason = (
-            "moved by SQS: received too often and never acknowledged; or there was no room for "
-            "the reason"
+            "moved by SQS: received too often and never acknowledged "
+            "(or no room was left for the reason)"
         )
     meant: dict[str, Any] = {}
     for name, attribute in attributes.items():
