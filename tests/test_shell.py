@@ -263,6 +263,21 @@ async def test_a_desk_sends_over_http_and_tells_what_happens() -> None:
     assert lines[-1] == "request-2 succeeded"
 
 
+@pytest.mark.real_time
+async def test_a_provider_that_is_added_has_its_own_retry() -> None:
+    told: list[str] = []
+    first = parse_config({"providers": [{"name": "first", "base_url": PRETEND}]})
+    async with FakeProvider("added", fail_next=1) as added, Desk(first, told.append) as desk:
+        retry = {"backoff": {"kind": "fixed", "seconds": 0}}
+        (more,) = parse_config(
+            {"providers": [{"name": "added", "base_url": added.url, "retry": retry}]}
+        ).providers
+        await desk.add_provider(more)
+        await desk.add("added", "normal", 0.0).wait()
+    assert told[-1].endswith("request-1 succeeded")
+    assert added.stats.received == 2
+
+
 def test_what_the_wizard_writes_is_sound() -> None:
     config = parse_config(
         {

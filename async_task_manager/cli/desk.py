@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from async_task_manager.config import FlowConfig, ProviderConfig, build_chain
+from async_task_manager.config.outcomes import RetriesStrategy
 from async_task_manager.events import Event, Finished, Rejected, Retried, Started
 from async_task_manager.manager import TaskManager
 from async_task_manager.runner.client import Answer, Client
@@ -47,6 +48,8 @@ class Desk:
         self._tell = tell
         chain = build_chain(config)
         self.router = next(s for s in chain.stages if isinstance(s, ProviderRouterStrategy))
+        found = (s for s in chain.stages if isinstance(s, RetriesStrategy))
+        self._retries = next(found, None)  # none, where a stage of the file retries for all
         self.manager = TaskManager(chain, stamp="said")
         self.running = False
         """Whether anything is started."""
@@ -91,6 +94,9 @@ class Desk:
         await self._connect(provider)
         self._configs[provider.name] = provider
         self.router.add(Provider(provider.name, limits=provider.strategies()))
+        retry = provider.retries()
+        if self._retries is not None and retry is not None:
+            self._retries.add(provider.name, retry)
 
     def switch(self, name: str, enabled: bool) -> None:
         """Enables a provider, or disables it."""

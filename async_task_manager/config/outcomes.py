@@ -95,26 +95,30 @@ def _made(name: str, make: Callable[..., Any], options: Any) -> Any:
         raise ValueError(f"{name}: {error}") from None
 
 
-def _without_budget(retry: RetryStrategy) -> RetryStrategy:
-    twin = copy.copy(retry)
-    twin.budget = None
-    return twin
-
-
 class RetriesStrategy(Feedback):
     """What failed is tried again as its provider's own retry says."""
 
     def __init__(self, retries: Mapping[str, RetryStrategy]) -> None:
-        self._retries = dict(retries)
+        self.retries: dict[str, RetryStrategy] = {}
+        """By provider; to be changed by `add`."""
+        self._unbudgeted: dict[str, RetryStrategy] = {}
+        for name, retry in retries.items():
+            self.add(name, retry)
+
+    def add(self, provider: str, retry: RetryStrategy) -> None:
+        """From now on, this holds for that provider."""
+        self.retries[provider] = retry
         # A budget keeps failures from becoming a storm. Where a provider only asks to slow down,
         # its cooldown does that; a budget would make failures of what just came too early.
-        self._unbudgeted = {name: _without_budget(retry) for name, retry in retries.items()}
+        twin = copy.copy(retry)
+        twin.budget = None
+        self._unbudgeted[provider] = twin
 
     def review(self, task: Task[Any], outcome: Outcome, now: float) -> RetryAt | None:
         """What the retry of the provider that had this attempt says."""
         slower = isinstance(outcome.error, RateLimited)
-        retry = (self._unbudgeted if slower else self._retries).get(task.provider or "")
+        retry = (self._unbudgeted if slower else self.retries).get(task.provider or "")
         return None if retry is None else retry.review(task, outcome, now)
 
     def __repr__(self) -> str:
-        return f"RetriesStrategy({self._retries!r})"
+        return f"RetriesStrategy({self.retries!r})"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import inf
 
 from async_task_manager.config.flow import FlowConfig, build_chain
+from async_task_manager.config.outcomes import RetriesStrategy
 from async_task_manager.config.provider import ProviderConfig
 from async_task_manager.config.tables import RateTable
 from async_task_manager.rates import parse_rate
@@ -112,6 +113,12 @@ def _stage(stage: BaseStrategy, config: FlowConfig) -> Iterator[str]:
                 extra.append(f"settled by {', '.join(provider.settled.values())} of the answer")
             if extra:
                 yield f"  {'; '.join(extra)}"
+    elif isinstance(stage, RetriesStrategy):
+        yield "What failed is tried again:"
+        for name, retry in stage.retries.items():
+            most = retry.max_rate_limited
+            often = "for as long as it takes" if most is None else f"{most} times"
+            yield f"{name}: up to {retry.max_attempts} attempts; what was answered by 429, {often}"
     elif isinstance(stage, Limit):
         yield f"{stage.describe().capitalize()}."
     else:
