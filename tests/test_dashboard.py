@@ -136,6 +136,9 @@ async def test_tasks_appear_live_and_what_is_outside_stays_text(tmp_path: Path) 
         await expect(page.locator("#failures tbody tr").first).to_contain_text(
             f"ValueError: no {MARKUP}"
         )
+        await expect(page.locator("#failures .badge.RETRY")).to_have_count(3)
+        await expect(page.locator("#failures .badge.FAILURE")).to_have_count(3)
+        await expect(page.locator("#limits")).to_be_hidden()  # all are the providers'
         await expect(page.locator("#ends .badge.FAILURE")).to_have_count(3)
         await expect(page.locator("#chart-ends canvas")).to_be_visible()
         assert await page.locator("main img, main script").count() == 0

@@ -337,6 +337,12 @@ async def test_users_and_queues(store: str) -> None:
         await started(client, ids[0])
         users = (await client.get("/users")).json()
         assert users["more"] == 0
+        for user in users["users"]:
+            one = (await client.get("/users", params={"user_id": user["user_id"]})).json()
+            assert one == {"users": [user], "more": 0}
+        nobody = (await client.get("/users?user_id=nobody")).json()["users"]
+        assert [(user["queued"], user["recent_use"]) for user in nobody] == [(0, 0)]
+        assert (await client.get("/users?user_id=")).status_code == 422
         ada = users["users"][0]
         assert ada == {
             "user_id": "ada",

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from async_task_manager.errors import (
@@ -22,6 +23,7 @@ from async_task_manager.manager import TaskManager
 from async_task_manager.queues import open_queue
 from async_task_manager.runner.results import dumps
 from async_task_manager.service.entry import Entry, clean, error_of
+from async_task_manager.service.idempotency import IdempotencyKeys
 from async_task_manager.service.live import Live
 from async_task_manager.service.metrics import Metrics
 from async_task_manager.service.records import NewTask, Record, Status
@@ -43,7 +45,7 @@ from async_task_manager.task import Task
 if TYPE_CHECKING:
     from async_task_manager.service.settings import Settings
 
-__all__ = ["Core", "KeyReused", "Unstored", "Wanted"]
+__all__ = ["Core", "Unstored", "Wanted"]
 
 logger = logging.getLogger("async_task_manager.service")
 
@@ -106,9 +108,7 @@ class Core:
         """Grows whenever something happens that a limit may remember."""
         self.stopping = self.closing = False
         self.wall: Callable[[], float] = time.time
-        self._submitting: dict[
-            tuple[str, str], asyncio.Future[tuple[int, bytes | None] | None]
-        ] = {}
+        self._keys = IdempotencyKeys(self.store)
         self._writes: set[asyncio.Future[Any]] = set()
         self._unstored: list[End] = []
         self.threads = Threads(settings.threads)
@@ -213,28 +213,8 @@ class Core:
         """
         if key is None:
             return await self._submit(wanted, None, None)
-        mark = (wanted.user_id, key)
-        found = await self._submitted(mark)
-        if found is None:
-            future = asyncio.get_running_loop().create_future()
-            self._submitting[mark] = future
-            try:
-                found = await self._submit(wanted, key, fingerprint), fingerprint
-            finally:
-                del self._submitting[mark]
-                if not future.done():
-                    future.set_result(found)
-        assert found is not None
-        if found[1] != fingerprint:
-            raise KeyReused(key)
-        return found[0]
-
-    async def _submitted(self, mark: tuple[str, str]) -> tuple[int, bytes | None] | None:
-        while mark in self._submitting:
-            found = await asyncio.shield(self._submitting[mark])
-            if found is not None:
-                return found
-        return self.store.by_key(*mark)
+        submit = partial(self._submit, wanted, key, fingerprint)
+        return await self._keys.once(wanted.user_id, key, fingerprint, submit)
 
     async def _submit(self, wanted: Wanted, key: str | None, fingerprint: bytes | None) -> int:
         if self.stopping:
@@ -396,10 +376,3 @@ class Core:
         unstored, self._unstored = self._unstored, []
         for end in unstored:
             self._store_end(end)
-
-
-class KeyReused(TaskManagerError):
-    """The idempotency key came with something else before."""
-
-    def __init__(self, key: str) -> None:
-        super().__init__(f"the idempotency key {clean(key)!r} was used for another task")

@@ -209,31 +209,37 @@ class Live:
         """Users with tasks, those with most queued first, then those that used something lately;
         and how many more wait.
         """
-        fair = next((s for s in self._core.chain.orders if isinstance(s, FairShareStrategy)), None)
-        now = self._core.manager.time()
+        fair = self._fair()
         names = dict.fromkeys(name for name, _ in self.queued_by_user.most_common(most))
         names.update(dict.fromkeys(islice(self.running_by_user, most)))
         if fair is not None:
             names.update(dict.fromkeys(map(str, islice(fair.keys(), most))))
-        users = []
-        for name in islice(names, most):
-            user: dict[str, Any] = {
-                "user_id": name,
-                "queued": self.queued_by_user[name],
-                "running": self.running_by_user[name],
-                "recent_use": None,
-                "level": None,
-                "weight": None,
-            }
-            if fair is not None:
-                standing = fair.standing(name, now)
-                user["weight"] = standing.weight
-                if fair.by == "share":
-                    user["recent_use"] = standing.ahead
-                else:
-                    user["recent_use"], user["level"] = standing.recent, standing.level
-            users.append(user)
+        users = [self.user(name) for name in islice(names, most)]
         return users, max(0, len(self.queued_by_user) - len(users))
+
+    def user(self, name: str) -> dict[str, Any]:
+        """One user, known or not."""
+        user: dict[str, Any] = {
+            "user_id": name,
+            "queued": self.queued_by_user[name],
+            "running": self.running_by_user[name],
+            "recent_use": None,
+            "level": None,
+            "weight": None,
+        }
+        fair = self._fair()
+        if fair is not None:
+            standing = fair.standing(name, self._core.manager.time())
+            user["weight"] = standing.weight
+            if fair.by == "share":
+                user["recent_use"] = standing.ahead
+            else:
+                user["recent_use"], user["level"] = standing.recent, standing.level
+        return user
+
+    def _fair(self) -> FairShareStrategy | None:
+        orders = self._core.chain.orders
+        return next((order for order in orders if isinstance(order, FairShareStrategy)), None)
 
     def limits(self) -> list[dict[str, Any]]:
         """How much of each limit is in use."""

@@ -57,6 +57,7 @@ const running = (now) => [
 const FAILURES = [
   { name: "Task", kind: "id", text: (t) => short(t.task_id), link: (t) => taskLink(t.task_id), title: (t) => t.task_id },
   { name: "User", kind: "name", text: (t) => t.user_id, link: (t) => userLink(t.user_id), title: (t) => t.user_id },
+  { name: "Then", kind: "", text: (t) => t.status, badge: true },
   { name: "Error", kind: "", text: (t) => (t.error ? `${t.error.type}: ${t.error.message}` : "–") },
   { name: "At", kind: "number", text: (t) => clock(t.at) },
 ];
@@ -89,9 +90,11 @@ function limitUse(node, limit, now) {
   bar.setAttribute("aria-label", `in use of ${limit.limit}`);
 }
 
-// The chain's own; of one that is split by keys, those that are in use, under one heading.
+// The chain's own; of one that is split by keys, those that are in use, under one heading. What
+// has no capacity limits nothing: fairness alone, which the users' table tells of.
 function ownLimits(limits) {
-  const own = limits.filter((limit) => !limit.provider && (limit.key === null || limit.used > 0));
+  const bounded = limits.filter((limit) => !limit.provider && limit.capacity !== null);
+  const own = bounded.filter((limit) => limit.key === null || limit.used > 0);
   return own.map((limit, i) => ({ ...limit, heads: limit.key !== null && own[i - 1]?.limit !== limit.limit }));
 }
 

@@ -113,9 +113,9 @@ const TASKS = [
 export async function userPage(place, name) {
   const [{ tasks }, { users }] = await Promise.all([
     request("GET", `/tasks?user_id=${encodeURIComponent(name)}`),
-    request("GET", "/users"),
+    request("GET", `/users?user_id=${encodeURIComponent(name)}`),
   ]);
-  const user = users.find((each) => each.user_id === name);
+  const [user] = users;
   let list = place.querySelector("#tasks");
   if (place.dataset.shows !== `user ${name}` || !list) {
     list = el("div", { id: "tasks", class: "scroll" });
@@ -127,11 +127,11 @@ export async function userPage(place, name) {
   }
   const facts = place.querySelector("#user-facts");
   facts.replaceChildren(
-    ...fact("Queued", count(user?.queued ?? 0)),
-    ...fact("Running", count(user?.running ?? 0)),
-    ...(user && user.recent_use !== null ? fact("Used lately", number(user.recent_use)) : []),
-    ...(user && user.level !== null ? fact("Level of the next task", String(user.level)) : []),
-    ...(user && user.weight !== null ? fact("Weight", number(user.weight)) : []),
+    ...fact("Queued", count(user.queued)),
+    ...fact("Running", count(user.running)),
+    ...(user.recent_use !== null ? fact("Used lately", number(user.recent_use)) : []),
+    ...(user.level !== null ? fact("Level of the next task", String(user.level)) : []),
+    ...(user.weight !== null ? fact("Weight", number(user.weight)) : []),
   );
   table(list, TASKS, tasks, (t) => t.task_id, "No tasks of this user are kept.");
 }

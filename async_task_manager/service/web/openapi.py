@@ -68,12 +68,9 @@ WAIT = _parameter(
     "Seconds to wait for the end, if it has not come.",
     {"type": "number", "minimum": 0, "maximum": 60},
 )
-USER = {
-    **_parameter(
-        "user_id", "query", "Whose tasks.", {"type": "string", "minLength": 1, "maxLength": 200}
-    ),
-    "required": True,
-}
+USER = _parameter(
+    "user_id", "query", "Which user.", {"type": "string", "minLength": 1, "maxLength": 200}
+)
 KEY = _parameter(
     "Idempotency-Key",
     "header",
@@ -121,7 +118,7 @@ OPERATIONS = (
         "A user's latest tasks.",
         {200: schemas.TaskList},
         (422,),
-        parameters=(USER,),
+        parameters=({**USER, "required": True},),
     ),
     Operation(
         "/messages",
@@ -132,7 +129,15 @@ OPERATIONS = (
         schemas.Batch,
         tag="messages",
     ),
-    Operation("/users", "get", "Who used how much.", {200: schemas.Users}, tag="operations"),
+    Operation(
+        "/users",
+        "get",
+        "Who used how much; of one user, or of those with most tasks.",
+        {200: schemas.Users},
+        (422,),
+        parameters=(USER,),
+        tag="operations",
+    ),
     Operation("/queues", "get", "What waits and runs.", {200: schemas.Queues}, tag="operations"),
     Operation("/providers", "get", "The providers.", {200: schemas.Providers}, tag="operations"),
     Operation(

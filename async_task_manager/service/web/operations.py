@@ -15,7 +15,7 @@ from async_task_manager.runner.results import dumps
 from async_task_manager.service.core import Core
 from async_task_manager.service.live import settable
 from async_task_manager.service.web.bodies import read_json
-from async_task_manager.service.web.problems import Json, Problem, parsed
+from async_task_manager.service.web.problems import Json, Problem, parsed, user_asked_for
 from async_task_manager.service.web.schemas import ProviderChange
 
 __all__ = ["Operations"]
@@ -34,8 +34,11 @@ class Operations:
         self._closing = closing
 
     async def users(self, request: Request) -> Json:
-        """Recent use, level and weight."""
-        users, more = self._core.live.users(LISTED_USERS)
+        """Recent use, level and weight; of one user, or of those with most tasks."""
+        live = self._core.live
+        if "user_id" in request.query_params:
+            return Json({"users": [live.user(user_asked_for(request))], "more": 0})
+        users, more = live.users(LISTED_USERS)
         return Json({"users": users, "more": more})
 
     async def queues(self, request: Request) -> Json:

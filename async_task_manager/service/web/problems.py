@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
 
 from async_task_manager.runner.results import dumps
 
-__all__ = ["Json", "Problem", "parsed", "problem_response", "words"]
+__all__ = ["Json", "Problem", "parsed", "problem_response", "user_asked_for", "words"]
 
 
 TAGS = ("str", "int", "float", "nullable", "none")
@@ -55,7 +56,9 @@ class Problem(HTTPException):
         headers: dict[str, str] | None = None,
     ) -> None:
         self.errors = list(errors)
-        told = detail or "; ".join(f"{field}: {message}" for field, message in self.errors)
+        told = detail or "; ".join(
+            f"{f}: {message}" if f else message for f, message in self.errors
+        )
         super().__init__(status, told, headers)
 
 
@@ -123,3 +126,15 @@ def parsed(model: type[M], body: bytes) -> M:
         if found[0]["type"] == "json_invalid":
             raise Problem(400, f"the body is no valid JSON: {found[0]['msg']}") from None
         raise Problem(422, errors=words(error)) from None
+
+
+def user_asked_for(request: Request) -> str:
+    """The user in the query.
+
+    Raises:
+        Problem: 422 where there is none, or what can't be one.
+    """
+    user_id = request.query_params.get("user_id", "")
+    if not 1 <= len(user_id) <= 200:
+        raise Problem(422, errors=[("user_id", "must have 1 to 200 characters")])
+    return user_id

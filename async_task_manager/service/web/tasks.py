@@ -23,11 +23,12 @@ from async_task_manager.errors import (
     UnknownProvider,
 )
 from async_task_manager.runner.results import dumps
-from async_task_manager.service.core import Core, KeyReused, Unstored, Wanted
+from async_task_manager.service.core import Core, Unstored, Wanted
 from async_task_manager.service.entry import Entry
+from async_task_manager.service.idempotency import KeyReused
 from async_task_manager.service.records import ENDED, Record
 from async_task_manager.service.web.bodies import read_json
-from async_task_manager.service.web.problems import Json, Problem, parsed, words
+from async_task_manager.service.web.problems import Json, Problem, parsed, user_asked_for, words
 from async_task_manager.service.web.schemas import Submission, instant_in
 from async_task_manager.strategies.time_based import instant_of
 
@@ -187,10 +188,7 @@ class Tasks:
 
     async def listed(self, request: Request) -> Json:
         """A user's tasks, the latest first."""
-        user_id = request.query_params.get("user_id", "")
-        if not 1 <= len(user_id) <= 200:
-            raise Problem(422, errors=[("user_id", "must have 1 to 200 characters")])
-        records = self._core.store.of_user(user_id, LISTED)
+        records = self._core.store.of_user(user_asked_for(request), LISTED)
         return Json({"tasks": [self._shown(r) for r in records if not self._expired(r.finished)]})
 
     def _shown(self, record: Record) -> dict[str, Any]:
