@@ -56,7 +56,7 @@ const running = (now) => [
 ];
 const FAILURES = [
   { name: "Task", kind: "id", text: (t) => short(t.task_id), link: (t) => taskLink(t.task_id), title: (t) => t.task_id },
-  { name: "User", kind: "name", text: (t) => t.user_id, link: (t) => userLink(t.user_id), title: (t) => t.user_id },
+  { name: "User", kind: "name wide", text: (t) => t.user_id, link: (t) => userLink(t.user_id), title: (t) => t.user_id },
   { name: "Then", kind: "", text: (t) => t.status, badge: true },
   { name: "Error", kind: "", text: (t) => (t.error ? `${t.error.type}: ${t.error.message}` : "–") },
   { name: "At", kind: "number", text: (t) => clock(t.at) },
