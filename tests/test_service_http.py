@@ -582,8 +582,14 @@ async def test_a_handler_that_fails_is_logged_and_tells_nothing(
     assert "/secret/path" in caplog.text
 
 
-def test_the_demonstration(tmp_path: Path) -> None:
-    with Process(tmp_path, PROGRAM, target=None) as server, server.client() as client:
+@pytest.mark.parametrize("tokens", [(), (TOKEN,)])
+def test_the_demonstration(tmp_path: Path, tokens: tuple[str, ...]) -> None:
+    options = [f"--token={token}" for token in tokens]
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    with (
+        Process(tmp_path, PROGRAM, *options, target=None) as server,
+        server.client(headers=headers) as client,
+    ):
         for _ in range(200):
             users = {user["user_id"] for user in client.get("/users").json()["users"]}
             if "a busy robot" in users:

@@ -44,7 +44,8 @@ def serve_command(
             def listening(url: str) -> None:
                 console.print(f"serving {target or 'a demonstration'} on {url} (dashboard, API)")
                 if target is None:
-                    threading.Thread(target=visit, args=(url, over), daemon=True).start()
+                    visitors = threading.Thread(target=visit, args=(url, over, tokens), daemon=True)
+                    visitors.start()
 
             try:
                 service.serve(

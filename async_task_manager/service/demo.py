@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import httpx
@@ -59,10 +59,16 @@ def demonstration(folder: Path) -> TaskService:
     return service
 
 
-def visit(url: str, over: threading.Event, pause: Callable[[], float] = lambda: 0.4) -> None:
-    """Submits tasks as those users would, until it is over."""
+def visit(
+    url: str,
+    over: threading.Event,
+    tokens: Sequence[str] = (),
+    pause: Callable[[], float] = lambda: 0.4,
+) -> None:
+    """Submits tasks as those users would, until it is over; with one of the tokens, if any."""
     names = random.Random()
-    with httpx.Client(base_url=url, timeout=10, trust_env=False) as client:
+    headers = {"authorization": f"Bearer {tokens[0]}"} if tokens else {}
+    with httpx.Client(base_url=url, headers=headers, timeout=10, trust_env=False) as client:
         number = 0
         while not over.wait(pause()):
             try:

@@ -1,7 +1,7 @@
 """One user floods the service with forty tasks; another's single task comes next all the same.
 
 `python flood.py` starts a service of its own; `python flood.py http://127.0.0.1:8000` uses one that
-runs already.
+runs already. Where ATM_TOKEN is set, it opens either.
 """
 
 import os
@@ -51,7 +51,9 @@ def finished(client: httpx.Client, id: str) -> float:
 
 
 def show(url: str) -> None:
-    with httpx.Client(base_url=url, timeout=60) as client:
+    token = os.environ.get("ATM_TOKEN", "").partition(",")[0]
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    with httpx.Client(base_url=url, headers=headers, timeout=60) as client:
         flood = [submit(client, "flooder", f"number {n}") for n in range(40)]
         time.sleep(0.3)  # some of them are done by now
         single = submit(client, "modest", "just one")
