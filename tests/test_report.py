@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 from fake_provider import FakeProvider  # an example, not a package
 
-from async_task_manager.cli.progress import picture, waiting
+from async_task_manager.cli.progress import line, picture, waiting
 from async_task_manager.config import parse_config
 from async_task_manager.errors import InvalidState
 from async_task_manager.runner import Batch, Ledger
@@ -66,9 +66,10 @@ async def test_the_live_view(width: int) -> None:
         async with asyncio.timeout(10):
             while batch.summary.providers["groq"].sent < 5:
                 await asyncio.sleep(0.01)
-        text = drawn(batch, 40, width)
+        text, logged = drawn(batch, 40, width), line(batch, 40)
         run.cancel()
         await asyncio.wait({run})
+    assert re.search(r"; spare-with-a-long-name sent 1, .*, asked to wait: \d+ s; 429s: ", logged)
     whole = "\n".join(text)
     assert max(map(len, text)) <= width
     assert re.match(r"\d+ of 40 +\d+% .*[━╸╺].* \d+\.\d/s, \d:\d\d:\d\d left$", text[0])

@@ -16,7 +16,7 @@ from rich.text import Text
 from async_task_manager.runner import Batch
 from async_task_manager.runner.report import LimitUse, ProviderSummary
 
-__all__ = ["picture", "shown"]
+__all__ = ["line", "picture", "shown"]
 
 DRAW_EVERY = 0.25
 """Seconds between pictures on a terminal."""
@@ -65,17 +65,20 @@ async def _draw(batch: Batch, expected: Expected, console: Console) -> None:
 async def _log(batch: Batch, expected: Expected, console: Console) -> None:
     while True:
         await asyncio.sleep(LOG_EVERY)
-        summary = batch.summary
-        parts = "; ".join(
-            f"{name} sent {part.sent}, running {part.running}"
-            for name, part in summary.providers.items()
-        )
-        print(
-            f"{time.strftime('%H:%M:%S')} {_far(batch)} of {_text(expected())} done, "
-            f"{_left(batch, expected())}; {parts}; 429s: {summary.too_many}",
-            file=console.file,
-            flush=True,
-        )
+        print(line(batch, expected()), file=console.file, flush=True)
+
+
+def line(batch: Batch, expected: int | None) -> str:
+    """How far it is, in a line, and which providers stand still."""
+    parts = []
+    for name, part in batch.summary.providers.items():
+        stopped = part.stopped(batch.now)
+        why = f", {stopped}" if stopped else ""
+        parts.append(f"{name} sent {part.sent}, running {part.running}{why}")
+    return (
+        f"{time.strftime('%H:%M:%S')} {_far(batch)} of {_text(expected)} done, "
+        f"{_left(batch, expected)}; {'; '.join(parts)}; 429s: {batch.summary.too_many}"
+    )
 
 
 def waiting(batch: Batch) -> str:
