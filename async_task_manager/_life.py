@@ -89,8 +89,6 @@ class Life(Engine):
         for task in self._chain.tasks():
             task.cancel()  # before the wait: what runs may wait for one of them
         await self.stop(grace)
-        for task in self._chain.tasks():
-            task.cancel()
         self._look_around()
 
     async def join(self) -> None:

@@ -1304,6 +1304,8 @@ def test_each_role_needs_its_abstract_methods_only() -> None:
         end(chain, given, now=now)
     assert order == [(left, "left"), (right, "right"), (free, "left")]
     assert repr(chain.stages[0]) == "NoOrder()"
+    assert chain.last_rank(add(chain, task())[0]) == (0, (0, 0))
+    assert chain.stages[2].sampling(2.0) is None  # type: ignore[attr-defined]  # it is a Source
     assert repr(chain.stages[5]) == chain.gated[1].describe() == "OneAtATime()"  # type: ignore[union-attr]
 
 

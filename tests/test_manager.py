@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import gc
 import logging
+import math
 import subprocess
 import sys
 import threading
@@ -45,6 +46,7 @@ from async_task_manager.strategies import (
     ProviderRouterStrategy,
     RetryAt,
     SlidingWindowStrategy,
+    Source,
     TimeBasedStrategy,
     Usage,
 )
@@ -727,6 +729,30 @@ async def test_many_that_lapse_while_paused_do_not_stall_the_loop() -> None:
         turns += 1
     assert 3 <= turns <= 8  # a few hundred in each
     assert all(isinstance(task.exception(), QueueTimeout) for task in tasks)
+    await manager.stop()
+
+
+async def test_a_source_that_changes_is_asked_again() -> None:
+    class Bell(Source):
+        due = math.inf
+
+        def next_due(self, now: float) -> float:
+            return self.due
+
+        def emit(self, now: float) -> list[Task[Any]]:
+            self.due = math.inf
+            return [Task(lambda: nap(1))]
+
+    bell = Bell()
+    manager = TaskManager(bell)
+    await manager.idle()
+    await asyncio.sleep(5)
+    bell.due = manager.time() + 2
+    bell.changed()
+    await asyncio.sleep(2.5)
+    assert manager.stats().running == 1
+    await manager.join()
+    assert manager.stats().succeeded == 1
     await manager.stop()
 
 

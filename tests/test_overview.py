@@ -31,6 +31,20 @@ async def nap(seconds: float = 10.0) -> float:
     return seconds
 
 
+async def test_a_task_of_an_earlier_process_is_found_by_id() -> None:
+    chain = Chain(PriorityQueueStrategy(), ConcurrentLimitStrategy(1))
+    async with TaskManager(chain) as manager:
+        manager.add_task(nap)
+        assert manager.status(0) is None  # from here on ids are kept
+        low, again = manager.add_task(nap, {"priority": "low"}), Task(nap, {"priority": "low"})
+        manager.readmit(again, (-1,), attempt=2)  # "high", which it was there
+        status = manager.status(again.id)
+        assert status is not None
+        assert (status.state, status.attempt) == ("queued", 2)
+        await again
+        assert (again.attempt, low.state) == (3, "queued")
+
+
 async def test_tasks_are_found_by_id_until_they_end() -> None:
     manager = TaskManager(ConcurrentLimitStrategy(1))
     await manager.idle()

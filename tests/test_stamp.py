@@ -53,6 +53,23 @@ async def test_a_window_counts_from_what_was_said() -> None:
     assert at_start == [3, 10, 22]
 
 
+@pytest.mark.real_time
+async def test_it_may_be_said_from_a_thread() -> None:
+    limit = SlidingWindowStrategy(1, 60)
+
+    async def work() -> float:
+        task = current_task()
+        assert task is not None
+        await asyncio.to_thread(task.stamp)
+        await asyncio.sleep(0)
+        said = limit.usage(None, manager.time()).frees_at
+        assert said is not None
+        return said
+
+    async with TaskManager(limit, stamp="said") as manager:
+        assert 60 < await manager.add_task(work) < 61
+
+
 async def test_what_never_says_it_counts_from_its_end() -> None:
     assert await departures(SlidingWindowStrategy(1, 10), [None, 0]) == [11]
     assert await departures(FixedWindowStrategy(1, 10), [None, 0]) == [11]
