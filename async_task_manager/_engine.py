@@ -572,7 +572,11 @@ class Engine(Clockwork):
         """A running task waits for another one."""
         holders: Collection[Task[Any]] = self._running
         if self._chain.calls:  # members of a batch hold no permits: it does
-            holders = [t for t in holders if t._run.grants is not None]  # type: ignore[union-attr]
+            holders = [
+                one
+                for one in holders
+                if one._run.grants is not None  # type: ignore[union-attr]  # it runs
+            ]
         for moved in self._waits.begin(task, other, holders, self._clock()):
             self._moved(moved)
 
